@@ -1,0 +1,90 @@
+"""limbeck teaches small things what large things know: knowledge distillation for PyTorch.
+
+    import limbeck
+    result = limbeck.run("kd", limbeck.Task(teacher=..., student=..., train=..., test=...))
+
+`limbeck.cards()` lists the methods and `limbeck.get(key)` gives one; `limbeck --help` says what
+the command line does. Importing this package imports neither torch nor any method: each name is
+loaded when it is first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlackBox",
+    "Budget",
+    "Cached",
+    "Card",
+    "Crowd",
+    "Ema",
+    "Frozen",
+    "Given",
+    "Labels",
+    "Mean",
+    "Method",
+    "Nobody",
+    "Objective",
+    "Optimiser",
+    "PerTerm",
+    "Phase",
+    "Result",
+    "Routed",
+    "Score",
+    "Sum",
+    "Surgery",
+    "Task",
+    "Total",
+    "UsageError",
+    "cards",
+    "fit",
+    "get",
+    "loop",
+    "make",
+    "rng",
+    "run",
+    "stage",
+]
+
+if TYPE_CHECKING:  # what an editor and a type checker see
+    from limbeck.core.card import Card
+    from limbeck.core.engine import fit
+    from limbeck.core.method import Given, Mean, Method, Objective, Result
+    from limbeck.core.objectives import Labels, Sum
+    from limbeck.core.run import loop, rng, run, stage
+    from limbeck.core.task import Budget, Optimiser, Score, Task
+    from limbeck.core.teachers import BlackBox, Cached, Crowd, Ema, Frozen, Nobody
+    from limbeck.core.updates import PerTerm, Phase, Routed, Surgery, Total
+    from limbeck.errors import UsageError
+    from limbeck.registry import cards, get, make
+
+_NAMES = {
+    "core.card": "Card",
+    "core.engine": "fit",
+    "core.method": "Given Mean Method Objective Result",
+    "core.objectives": "Labels Sum",
+    "core.run": "loop rng run stage",
+    "core.task": "Budget Optimiser Score Task",
+    "core.teachers": "BlackBox Cached Crowd Ema Frozen Nobody",
+    "core.updates": "PerTerm Phase Routed Surgery Total",
+    "errors": "UsageError",
+    "registry": "cards get make",
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+if not TYPE_CHECKING:  # hidden from type checkers, for which it would make any name a name of ours
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name from its module when it is first asked for (PEP 562)."""
+        if name not in _HOME:
+            raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(f"limbeck.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -1,0 +1,92 @@
+"""The command `limbeck`: finds the command that was asked for and imports only that.
+
+A mistake of the user's ends with one sentence on stderr and exit code 2, without a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from limbeck.errors import UsageError, nearest
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "list": ("limbeck.cli.listing:list_methods", "the methods, with filters"),
+    "show": ("limbeck.cli.listing:show", "one method: its facts, formula and flags"),
+    "run": ("limbeck.cli.running:run", "teach a student with a method; a folder keeps the results"),
+    "resume": ("limbeck.cli.running:resume", "go on with a run that was stopped"),
+    "check": ("limbeck.cli.checking:check", "test a method, yours too, with the common suite"),
+    "demo": ("limbeck.cli.demo:demo", "teach three students on real digits, in two minutes"),
+    "speed": ("limbeck.cli.speeding:speed", "measure what limbeck adds to a bare training loop"),
+}
+"""Each command with its function, `f(argv) -> exit code`, and what it is for."""
+
+_HELP = """\
+usage: limbeck COMMAND [...]
+
+Teaches small models what large models know: knowledge distillation for PyTorch.
+
+commands:
+{commands}
+
+examples:
+  limbeck list --kind relation        methods that match relations between samples
+  limbeck show kd                     what a method does, and its flags
+  limbeck run kd --world digits       run it on a ready-made task
+
+`limbeck COMMAND --help` says more of a command; `limbeck --version` gives the version.
+A method is named by its key, or by the path of a FILE.py of your own."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give the exit code: 0, 2 for a mistake, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _never_fail_to_print()
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read us (head, less) has left; Python's own flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+
+
+def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        lines = (f"  {name:<8} {about}" for name, (_, about) in COMMANDS.items())
+        print(_HELP.format(commands="\n".join(lines)))
+        return 0
+    if words[0] in ("-V", "--version", "version"):
+        from limbeck import __version__
+
+        print(f"limbeck {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise UsageError(f"there is no command {words[0]!r}{nearest(words[0], COMMANDS)}")
+    from importlib import import_module
+
+    module, _, function = COMMANDS[words[0]][0].partition(":")
+    try:
+        return int(getattr(import_module(module), function)(words[1:]))
+    except SystemExit as stop:  # argparse ends `--help` so
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _never_fail_to_print() -> None:
+    """Let a terminal that lacks a letter show a question mark instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")

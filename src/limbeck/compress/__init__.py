@@ -1,0 +1,1 @@
+"""Methods that choose, prune, share or quantise the student itself."""

@@ -1,0 +1,1 @@
+"""Methods for learning one task after another without forgetting."""

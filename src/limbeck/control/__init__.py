@@ -1,0 +1,1 @@
+"""Methods for policies: reinforcement learning, driving, hands."""

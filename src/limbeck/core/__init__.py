@@ -1,0 +1,1 @@
+"""What every method stands on: card, method, sides, task, engine and run."""

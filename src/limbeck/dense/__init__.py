@@ -1,0 +1,1 @@
+"""Methods for detection, segmentation, tracking and other outputs per place."""

@@ -1,0 +1,1 @@
+"""Methods for learning from clients whose data stay with them."""

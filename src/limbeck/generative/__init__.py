@@ -1,0 +1,1 @@
+"""Methods for diffusion, flows and other generators: fewer steps, smaller samplers."""

@@ -1,0 +1,1 @@
+"""Methods that teach chains of thought, tool use and judgement by reward."""

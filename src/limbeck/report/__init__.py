@@ -1,0 +1,1 @@
+"""Pages and tables made from cards and stored runs; imports no torch."""

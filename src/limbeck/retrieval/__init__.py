@@ -1,0 +1,1 @@
+"""Methods for embeddings, rankers and search."""

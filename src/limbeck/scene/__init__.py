@@ -1,0 +1,1 @@
+"""Methods for scenes in three dimensions and for physics."""

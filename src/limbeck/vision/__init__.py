@@ -1,0 +1,1 @@
+"""Methods for image classifiers: logits, features, relations, and how training is arranged."""
