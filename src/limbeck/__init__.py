@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
+    "Batches",
     "BlackBox",
     "Budget",
     "Cached",
@@ -37,6 +39,7 @@ __all__ = [
     "Task",
     "Total",
     "UsageError",
+    "cache_teacher",
     "cards",
     "fit",
     "get",
@@ -48,25 +51,33 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # what an editor and a type checker see
+    from limbeck.core.caching import cache_teacher
     from limbeck.core.card import Card
+    from limbeck.core.crowd import Crowd
+    from limbeck.core.data import Batch, Batches
+    from limbeck.core.ema import Ema
     from limbeck.core.engine import fit
     from limbeck.core.method import Given, Mean, Method, Objective, Result
     from limbeck.core.objectives import Labels, Sum
     from limbeck.core.run import loop, rng, run, stage
     from limbeck.core.task import Budget, Optimiser, Score, Task
-    from limbeck.core.teachers import BlackBox, Cached, Crowd, Ema, Frozen, Nobody
+    from limbeck.core.teachers import BlackBox, Cached, Frozen, Nobody
     from limbeck.core.updates import PerTerm, Phase, Routed, Surgery, Total
     from limbeck.errors import UsageError
     from limbeck.registry import cards, get, make
 
 _NAMES = {
+    "core.caching": "cache_teacher",
     "core.card": "Card",
+    "core.crowd": "Crowd",
+    "core.data": "Batch Batches",
+    "core.ema": "Ema",
     "core.engine": "fit",
     "core.method": "Given Mean Method Objective Result",
     "core.objectives": "Labels Sum",
     "core.run": "loop rng run stage",
     "core.task": "Budget Optimiser Score Task",
-    "core.teachers": "BlackBox Cached Crowd Ema Frozen Nobody",
+    "core.teachers": "BlackBox Cached Frozen Nobody",
     "core.updates": "PerTerm Phase Routed Surgery Total",
     "errors": "UsageError",
     "registry": "cards get make",

@@ -1,0 +1,79 @@
+"""A look at a run without the run: shapes, parts, parameters, seconds a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck import registry
+from limbeck.core import identity
+from limbeck.core.rng import globals_kept
+from limbeck.core.run import Run
+from limbeck.core.task import Task
+
+_STEPS = 4  # the first one warms up
+
+
+class _EnoughSeen(Exception):
+    pass
+
+
+def look(
+    method: str, task: Task, seed: int, device: str | None, fields: Mapping[str, Any]
+) -> Iterator[str]:
+    """Lines on a method's first fit on this task, from its first few steps, in memory."""
+    chosen = registry.make(method, **fields)
+    identity.check_task(task, chosen)
+    yield repr(chosen)
+    if not chosen.card.stages:
+        yield "it trains nothing"
+        return
+    times: list[float] = []
+    shapes: dict[str, str] = {}
+
+    def after(stage: str, done: int) -> None:
+        times.append(time.perf_counter())
+        if done >= _STEPS:
+            shapes.update(_shapes(run.fitter))
+            raise _EnoughSeen
+
+    run = Run(task, seed, device=device, after_step=after)
+    try:
+        with run, globals_kept():
+            chosen.run(task)
+    except _EnoughSeen:
+        pass
+    first = run.stages[0]
+    for entry, shape in shapes.items():
+        yield f"{entry}: {shape}"
+    yield f"parameters: student {first['parameters']:,}, parts {first['parts']:,}"
+    yield f"first stage: '{first['stage']}', {first['steps']} steps of {first['batch']} samples"
+    if len(times) > 1:
+        yield f"seconds a step: {(times[-1] - times[0]) / (len(times) - 1):.4f}"
+
+
+def _shapes(fitter: Any) -> dict[str, str]:
+    """The shape of each view entry that was asked, on the few samples that parts are built from."""
+    batch = fitter.batches.first().to(fitter.r.device)
+    out: dict[str, str] = {}
+    with torch.no_grad():
+        shown = fitter.objective.prepare(batch, fitter.clock(0, "dry").rng)
+        sides = {
+            "student": fitter.look.side_of(shown[0]),
+            "teacher": fitter.teacher.side(shown[1], fitter.clock(0, "dry")),
+        }
+        asked = {"student": fitter.look.asked, "teacher": fitter.teacher.asked}
+        for name, side in sides.items():
+            for entry in sorted(asked[name] - {"again", "weights", "members"}):
+                value = getattr(side, entry)
+                told = [tuple(v.shape) if isinstance(v, Tensor) else v for v in _each(value)]
+                out[f"{name}.{entry}"] = ", ".join(map(str, told))
+    return out
+
+
+def _each(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,77 @@
+"""Scores of models on sets of data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.data import Table
+from limbeck.core.views import call_model, entries_of
+
+if TYPE_CHECKING:
+    from limbeck.core.task import Score, Task
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradient; every module's own mode is put back."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def predict(
+    model: Callable[..., Any],
+    table: Table,
+    reader: Callable[[Any], Any] | None = None,
+    device: torch.device | None = None,
+    size: int = 512,
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) in float32 and labels (N,), on the CPU, of a model in eval mode."""
+    logits, labels = [], []
+    for batch in table.chunks(size):
+        batch = batch.to(device or torch.device("cpu"))
+        x = batch.columns["x"]
+        out = entries_of(call_model(model, reader(x) if reader else x))["logits"]
+        logits.append(out.float().cpu())
+        labels.append(torch.as_tensor(batch.y).cpu())
+    return torch.cat(logits), torch.cat(labels)
+
+
+def measure(
+    model: nn.Module,
+    table: Table,
+    score: Score,
+    reader: Callable[[Any], Any] | None = None,
+    device: torch.device | None = None,
+) -> float:
+    """A score of a model on a set."""
+    with evaluating(model):
+        return score.of(*predict(model, table, reader, device))
+
+
+def score_teacher(task: Task, table: Table, device: torch.device) -> float | None:
+    """The score of the task's teacher, where it is a module that gives logits; else None."""
+    from limbeck.core.data import reader_of
+    from limbeck.core.teachers import Frozen
+
+    teacher = task.the_teacher()
+    if not isinstance(teacher, Frozen):
+        return None
+    module = teacher.module.to(device)
+    with evaluating(module):
+        batch = table.rows(torch.arange(1)).to(device)
+        reader = reader_of(task.readers, "teacher")
+        x = batch.columns["x"]
+        if "logits" not in entries_of(call_model(module, reader(x) if reader else x)):
+            return None
+    return measure(module, table, task.score, reader, device)

@@ -1,0 +1,184 @@
+"""What a run is: the record in run.json, and refusing what does not belong together."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck import __version__
+from limbeck.core import processes
+from limbeck.core.data import Table
+from limbeck.core.files import digest_tensors, read_json, write_json
+from limbeck.core.method import Method
+from limbeck.core.task import Task
+from limbeck.errors import Missing, UsageError
+
+
+def source_digest(method: Method) -> str:
+    """A digest of the text of the method's file."""
+    file = getattr(sys.modules.get(type(method).__module__), "__file__", None)
+    return hashlib.blake2b(Path(file).read_bytes(), digest_size=8).hexdigest() if file else "none"
+
+
+def _plain(value: Any) -> Any:
+    """A digestible form of what identifies a task."""
+    if isinstance(value, nn.Module):
+        return digest_tensors(value.state_dict())
+    if isinstance(value, Tensor):
+        return digest_tensors({"": value})
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return getattr(value, "__qualname__", None) or repr(type(value))
+
+
+def _data_digest(source: Any) -> str:
+    """Length and sixteen fixed samples of a set."""
+    if source is None:
+        return "none"
+    table = Table(source)
+    rows = table.rows(torch.linspace(0, len(table) - 1, min(16, len(table))).long(), "fingerprint")
+    tensors = {k: v for k, v in rows.columns.items() if isinstance(v, Tensor)}
+    return f"{len(table)} samples {digest_tensors(tensors)}"
+
+
+def task_digests(task: Task) -> dict[str, str]:
+    """Named parts of a task's identity."""
+    budget = dataclasses.asdict(task.budget)
+    return {
+        "teacher": task.the_teacher().identity(),
+        "student": str(_plain(task.student)),
+        "train": _data_digest(task.train),
+        "valid": _data_digest(task.valid),
+        "test": _data_digest(task.test),
+        "budget": repr(sorted(budget.items())),
+        "taps": repr(sorted(task.taps.items())),
+        "score": task.score.name,
+    }
+
+
+def record(method: Method, task: Task, seed: int, command: str | None) -> dict[str, Any]:
+    """What a run is: run.json says it, together with the task's digests."""
+    card = getattr(type(method), "card", None)
+    plain: list[Any] = list(dataclasses.fields(method)) if dataclasses.is_dataclass(method) else []
+    return {
+        "method": card.key if card else type(method).__name__,
+        "fields": {f.name: getattr(method, f.name) for f in plain},
+        "world": task.name,
+        "seed": seed,
+        "command": command,
+        "source": source_digest(method),
+        "threads": torch.get_num_threads(),
+        "processes": processes.world(),
+        "versions": {
+            "limbeck": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def open_folder(folder: Path, told: dict[str, Any], task: Task) -> None:
+    """Make the run's folder, or go on in it if it holds the same run; the first process does it.
+
+    Raises:
+        UsageError: another run lies there, or this one with another task or code, which is named.
+    """
+    if processes.rank() == 0:
+        told = _json({**told, "task": task_digests(task)})
+        path = folder / "run.json"
+        if path.exists():
+            there = read_json(path)
+            _compare(folder, there, told)
+            told = {**told, **there}
+        elif folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} is not empty and holds no run; name another folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"the folder {folder} cannot be made ({error.strerror}); name another with out="
+            ) from None
+        write_json(path, told)
+    processes.barrier()
+
+
+def _compare(folder: Path, there: dict[str, Any], told: dict[str, Any]) -> None:
+    for name in ("method", "fields", "seed"):
+        if there.get(name, told[name]) != told[name]:
+            raise UsageError(
+                f"{folder} holds another run ({name} {there[name]!r}, not {told[name]!r}); "
+                "name another folder with out=, or remove it"
+            )
+    for name, now in told["task"].items():
+        then = there.get("task", {}).get(name, now)
+        if then != now:
+            raise UsageError(
+                f"the run in {folder} was begun with another {name} ({then}, now {now}); "
+                "give it as it was, or name another folder"
+            )
+    if there.get("source", told["source"]) != told["source"]:
+        raise UsageError(
+            f"the method's file has changed since the run in {folder} began; "
+            "put it back, or name another folder"
+        )
+    for name in ("threads", "processes", "versions"):
+        if there.get(name, told[name]) != told[name]:
+            print(
+                f"note: the run in {folder} began with {name} {there[name]}, now {told[name]}: "
+                "the same bits are not promised",
+                file=sys.stderr,
+            )
+
+
+def _json(value: Any) -> Any:
+    """Tuples as JSON has them."""
+    if isinstance(value, dict):
+        return {k: _json(v) for k, v in value.items()}
+    return [_json(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def check_task(task: Task, method: Method) -> None:
+    """Refuse, before anything is trained, what cannot be trained on.
+
+    Raises:
+        UsageError: an empty set, labels out of range, inputs that are not finite, a named set that
+            is missing.
+    """
+    for need in getattr(getattr(type(method), "card", None), "needs", ()):
+        if need.startswith("data:") and need[5:] not in task.data:
+            raise Missing(
+                f"{method.card.key} needs a set '{need[5:]}'; give it as Task(..., "
+                f"data={{'{need[5:]}': ...}})"
+            )
+    classes = task.count_classes()
+    for name in ("train", "valid", "test"):
+        source = task.set_or_none(name)
+        if source is None:
+            continue
+        table = Table(source, name)
+        x = (table.tensors or {}).get("x")
+        if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            row = int((~torch.isfinite(x.flatten(1)).all(1)).nonzero()[0])
+            raise UsageError(
+                f"'{name}' holds inputs that are not finite (the first in sample {row}); clean "
+                "the data"
+            )
+        y = table.labels()
+        if (
+            y is not None
+            and classes is not None
+            and y.dim() == 1
+            and not y.is_floating_point()
+            and (int(y.min()) < 0 or int(y.max()) >= classes)
+        ):
+            raise UsageError(
+                f"'{name}' has labels from {int(y.min())} to {int(y.max())}, but there are "
+                f"{classes} classes: labels go from 0 to {classes - 1}"
+            )

@@ -1,0 +1,164 @@
+"""Teachers that do not move: a module, nobody, a cache, a black box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from limbeck.core.cache import Cache, fingerprint, probes
+from limbeck.core.data import Batch
+from limbeck.core.files import digest_tensors
+from limbeck.core.method import Clock
+from limbeck.core.teacher import Setting, Teacher
+from limbeck.core.views import Fixed, Look, Side
+from limbeck.errors import UsageError
+
+
+@dataclass(eq=False)
+class Frozen(Teacher):
+    """A module in eval mode under `no_grad`.
+
+    With `graph`, its weights are frozen and its graph is kept.
+    """
+
+    module: nn.Module
+    graph: bool = False
+
+    def _open(self, setting: Setting) -> None:
+        graph = self.graph or setting.graph
+        self._was = [(m, m.training) for m in self.module.modules()]
+        self._required = [p for p in self.module.parameters() if p.requires_grad] if graph else []
+        self.module.to(setting.device).eval()
+        for p in self._required:
+            p.requires_grad_(False)
+        self._graph = graph
+        self._look = Look(
+            self.module,
+            "teacher",
+            setting.paths,
+            setting.reader,
+            graph,
+            not graph,
+            setting.autocast,
+        )
+        self._asked = self._look.asked
+
+    def side(self, batch: Batch, clock: Clock) -> Side:
+        return self._look.side_of(batch)
+
+    def after_step(self, step: Any, clock: Clock) -> None:
+        self._look.settle()
+
+    def close(self) -> None:
+        self._look.close()
+        for module, training in self._was:
+            module.training = training
+        for p in self._required:
+            p.requires_grad_(True)
+
+    def identity(self) -> str:
+        return digest_tensors(self.module.state_dict())
+
+    @property
+    def repeats(self) -> bool:
+        return not self._graph
+
+
+@dataclass(eq=False)
+class Nobody(Teacher):
+    """No teacher: whoever asks it gets a sentence."""
+
+    def side(self, batch: Batch, clock: Clock) -> Side:
+        return Fixed("teacher", dict, batch, self._asked, "this task has no teacher (teacher=None)")
+
+
+@dataclass(eq=False)
+class Cached(Teacher):
+    """A teacher's outputs, read by sample number from a folder that `CacheWriter` wrote."""
+
+    folder: str | FilePath
+    module: nn.Module | None = None  # where the teacher is at hand, its weights are checked too
+
+    def _open(self, setting: Setting) -> None:
+        self._cache = Cache(self.folder)
+        self._device = setting.device
+        self._reader = setting.reader
+
+    def check(self, table: Any) -> None:
+        """Refuse a cache of other data (or of another teacher, where it is at hand)."""
+        have = fingerprint_of(self.module, table, self._reader)
+        self._cache.check(
+            have if self.module is not None else {k: v for k, v in have.items() if k != "teacher"}
+        )
+
+    def side(self, batch: Batch, clock: Clock) -> Side:
+        if "changed" in batch:
+            raise UsageError(
+                "this method shows the teacher changed inputs (crops, masks, noise), which the "
+                "cache does not hold; use the live teacher"
+            )
+
+        def rows() -> Mapping[str, Any]:
+            return {k: v.to(self._device) for k, v in self._cache.rows(batch.index.cpu()).items()}
+
+        return Fixed(
+            "teacher",
+            rows,
+            batch,
+            self._asked,
+            f"it is a cache ({self.folder}); write the entry into it, or use the live teacher",
+        )
+
+    def identity(self) -> str:
+        return f"cache {Cache(self.folder).digest}"
+
+    @property
+    def repeats(self) -> bool:
+        return True
+
+
+def fingerprint_of(module: nn.Module | None, table: Any, reader: Any) -> dict[str, Any]:
+    """The identity of a teacher's outputs on a table.
+
+    Its weights, the table's length, sixteen fixed samples after the reader.
+    """
+    x = table.rows(torch.tensor(probes(len(table))), "fingerprint").columns["x"]
+    return fingerprint(module, len(table), [reader(x) if reader is not None else x], reader)
+
+
+@dataclass(eq=False)
+class BlackBox(Teacher):
+    """A teacher that only answers: `ask(x) -> (B,) labels`, (B, C) probabilities, or B texts."""
+
+    ask: Callable[[Any], Any]
+    gives: Literal["labels", "probabilities", "text"] = "labels"
+
+    def _open(self, setting: Setting) -> None:
+        self._setting = setting
+
+    def side(self, batch: Batch, clock: Clock) -> Side:
+        def answer() -> Mapping[str, Any]:
+            x = batch.columns["x"]
+            with torch.no_grad():
+                value = self.ask(self._setting.reader(x) if self._setting.reader else x)
+            if self.gives != "text":
+                value = torch.as_tensor(value, device=self._setting.device)
+            if len(value) != len(batch):
+                raise UsageError(
+                    f"the black-box teacher answered {len(value)} times to {len(batch)} samples; "
+                    "it must give one answer each"
+                )
+            return {self.gives: value}
+
+        return Fixed(
+            "teacher", answer, batch, self._asked, f"it is a black box that gives {self.gives} only"
+        )
+
+    @property
+    def repeats(self) -> bool:
+        return True
