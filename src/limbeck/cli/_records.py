@@ -1,0 +1,123 @@
+"""What the commands write and read of a run's folder, and how they speak of it; no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import statistics
+from pathlib import Path
+from typing import Any
+
+from limbeck.core.card import call
+from limbeck.errors import Missing, UsageError
+
+_SECRET = ("key", "token", "secret", "password")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The object of a JSON file in a run's folder.
+
+    Raises:
+        Missing: there is none.
+        UsageError: it cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Missing(f"there is no run in {path.parent} (no {path.name})") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error})") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is not limbeck's: it holds no object")
+    return value
+
+
+def write(path: Path, value: dict[str, Any]) -> None:
+    """JSON into a run's folder, whole or not at all."""
+    part = path.with_suffix(".part")
+    try:
+        part.write_text(json.dumps(value, indent=2), encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}); name another --out"
+        ) from None
+
+
+def make_folder(folder: Path) -> None:
+    """A new run's folder.
+
+    Raises:
+        UsageError: something else lies there, or it cannot be made.
+    """
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            told = f"{folder} is not empty and holds no run; name another folder with --out"
+            raise UsageError(told)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = f"the folder {folder} cannot be made ({error.strerror}); name another with --out"
+        raise UsageError(told) from None
+
+
+def masked(words: list[str]) -> str:
+    """A command line, without the values of options that name a secret."""
+    out: list[str] = []
+    hide = False
+    for word in words:
+        option, eq, _ = word.partition("=")
+        secret = option.startswith("--") and any(s in option for s in _SECRET)
+        out.append("***" if hide else f"{option}=***" if secret and eq else word)
+        hide = secret and not eq
+    return shlex.join(out)
+
+
+def digest(task: str) -> str:
+    """A digest of the file of FILE.py:FUNCTION."""
+    file = task.rpartition(":")[0]
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        told = f"there is no file {file or task}; give the task as FILE.py:FUNCTION"
+        raise Missing(told) from None
+
+
+def free_folder(request: dict[str, Any], seed: int | None) -> Path:
+    """runs/KEY-WORLD-sSEED, or the next one like it that is not there yet."""
+    where = request["world"]
+    world = call(where)[0] if where else Path(request["task_file"].rpartition(":")[0]).stem
+    end = "" if seed is None else f"-s{seed}"
+    folder = Path("runs") / f"{Path(request['method']).stem}-{world}{end}"
+    more = (folder.with_name(f"{folder.name}-{i}") for i in range(2, 10_000))
+    return next(f for f in (folder, *more) if not f.exists())
+
+
+def sentence(facts: dict[str, Any], folder: Path) -> str:
+    """What came out of a run."""
+    head = f"{facts.get('method')}, seed {facts.get('seed')}"
+    if "score" in facts:
+        told = f"{facts['score_name']} {facts['score']:.4f} on {facts['score_of']}"
+        if facts.get("teacher") is not None:
+            told += f" (teacher {facts['teacher']:.4f})"
+    elif "scores" in facts:
+        scores = facts["scores"]
+        best = max(scores, key=scores.get)
+        told = f"the best of {len(scores)} is {best} ({scores[best]:.4g})"
+    else:
+        told = "done"
+    return f"{head}: {told}; in {folder}"
+
+
+def summary(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results of several seeds as one."""
+    same = ("method", "fields", "world", "score_of", "score_name", "parameters")
+    out: dict[str, Any] = {k: facts[0][k] for k in same if k in facts[0]}
+    out["seeds"] = [f["seed"] for f in facts]
+    for name in ("score", "teacher"):
+        values = [f[name] for f in facts if f.get(name) is not None]
+        if values:
+            sd = statistics.stdev(values) if len(values) > 1 else 0.0
+            out[name] = {"mean": statistics.fmean(values), "sd": sd, "each": values}
+    return out

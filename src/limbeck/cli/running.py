@@ -1,0 +1,211 @@
+"""The commands `run` and `resume`. A run's folder knows what it is before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from limbeck._source import outline
+from limbeck.cli import _records as records
+from limbeck.cli import _tasks as tasks
+from limbeck.cli._parser import Parser
+from limbeck.core.card import call
+from limbeck.errors import UsageError
+from limbeck.registry import Entry, find
+
+__all__ = ["resume", "run"]
+
+_ABOUT = """\
+Teach a student with a method. The run's folder keeps the student, the scores and the log; a run
+that was stopped goes on with `limbeck resume DIR`, to the same bits."""
+_WORLD = (
+    "a ready-made task, as digits or \"digits(teacher='cnn', student='mlp')\"; the method's own"
+)
+_TASK = "your own task: a function without arguments that gives a limbeck.Task"
+_OUT = "the run's folder (runs/KEY-WORLD-sSEED); an unfinished run of the same kind in it goes on"
+
+
+def _parser(entry: Entry | None) -> Parser:
+    told = "the method's fields are options too; name a method before --help to see them"
+    if entry is not None:
+        told = f"the last options are the method's fields; see `limbeck show {entry.card.key}`"
+    parser = Parser(
+        "run",
+        _ABOUT,
+        (
+            "limbeck run kd --world digits --seeds 3",
+            "limbeck run fitnets --task my_task.py:make --epochs 20 --out runs/first",
+            "limbeck run kd --world \"digits(teacher='resnet', student='mlp')\" --tau 2 --dry",
+        ),
+        more=told,
+    )
+    add = parser.add_argument
+    add("method", metavar="KEY", help="a method's key, or a FILE.py with a card")
+    add("--world", help=_WORLD)
+    add("--task", metavar="FILE.py:FUNCTION", help=_TASK)
+    add("--seed", type=int, default=0, help="all randomness is a function of it (0)")
+    add(
+        "--seeds", type=int, default=1, metavar="N", help="N seeds from --seed on, and their spread"
+    )
+    add("--out", metavar="DIR", help=_OUT)
+    add("--epochs", type=float, help="instead of the task's budget")
+    add("--steps", type=int, help="instead of the task's budget")
+    add("--device", help="cpu, cuda, ... (what there is)")
+    add("--dry", action="store_true", help="say shapes, parts and seconds a step; train nothing")
+    add("--quiet", action="store_true", help="no progress")
+    add(
+        "--json", action="store_true", help="progress as JSON lines on stderr, the result on stdout"
+    )
+    for field in outline(entry.path).fields if entry else ():
+        about = f"{field.help or 'a field of the method'} ({field.default})".replace("%", "%%")
+        flag = f"--{field.name.replace('_', '-')}"
+        add(flag, dest=f"field_{field.name}", metavar=field.type.upper()[:24], help=about)
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Run a method on a world or on a task of one's own."""
+    named = next((word for word in argv if not word.startswith("-")), None)
+    entry = None if named is None else find(named)
+    args = _parser(entry).parse_args(argv)
+    assert entry is not None  # the parser asks for it
+    request = _request(entry, args, argv)
+    if args.dry:
+        return _dry(request, args.seed)
+    many = args.seeds > 1
+    seed = None if many else args.seed
+    base = Path(args.out) if args.out else records.free_folder(request, seed)
+    facts = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        folder = base / f"seed-{seed}" if many else base
+        facts.append(_execute({**request, "seed": seed}, folder, _progress(args)))
+        if not args.json:
+            print(records.sentence(facts[-1], folder))
+    told = records.summary(facts) if many else facts[0]
+    if many:
+        records.write(base / "result.json", told)
+    if args.json:
+        print(json.dumps(told))
+    elif many and "score" in told:
+        score = told["score"]
+        print(
+            f"{args.seeds} seeds: {told['score_name']} {score['mean']:.4f} (sd {score['sd']:.4f})"
+        )
+    return 0
+
+
+def _request(entry: Entry, args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
+    """What was asked for, as run.json keeps it."""
+    if args.world and args.task:
+        raise UsageError("both --world and --task are given; a run has one task")
+    for name in ("seeds", "steps", "epochs"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name} is {value}; it must be above 0")
+    if args.seeds > 1 and args.dry:
+        raise UsageError("--dry looks at one seed; leave --seeds out")
+    given = {k[6:]: v for k, v in vars(args).items() if k.startswith("field_")}
+    request = {
+        "method": str(entry.path.resolve()) if entry.room == "own" else entry.card.key,
+        "given": {k: tasks.value(v) for k, v in given.items() if v is not None},
+        "world": None if args.task else args.world or entry.card.world,
+        "task_file": None,
+        "epochs": args.epochs,
+        "steps": args.steps,
+        "device": args.device,
+        "command": records.masked(["limbeck", "run", *argv]),
+    }
+    if args.task:
+        file, _, name = args.task.rpartition(":")
+        request["task_hash"] = records.digest(args.task)
+        request["task_file"] = f"{Path(file).resolve()}:{name}"
+    else:
+        call(request["world"])
+    return request
+
+
+def _progress(args: argparse.Namespace) -> str:
+    if args.quiet or not (sys.stderr.isatty() or getattr(args, "json", False)):
+        return "none"
+    return "json" if getattr(args, "json", False) else "bar"
+
+
+def resume(argv: list[str]) -> int:
+    """Go on with a run that was stopped."""
+    parser = Parser(
+        "resume",
+        "Go on with a run that was stopped; it ends with the same bits as if it never had been.",
+        ("limbeck resume runs/kd-digits-s0",),
+    )
+    parser.add_argument("folder", metavar="DIR", help="the run's folder")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    args = parser.parse_args(argv)
+    folder = Path(args.folder)
+    for each in sorted(p.parent for p in folder.glob("seed-*/run.json")) or [folder]:
+        _resume_one(each, _progress(args))
+    return 0
+
+
+def _resume_one(folder: Path, progress: str) -> None:
+    told = records.read(folder / "run.json")
+    request = told.get("request")
+    if (folder / "result.json").exists():
+        done = records.sentence(records.read(folder / "result.json"), folder)
+        print(f"the run in {folder} is finished. {done}")
+        return
+    if not isinstance(request, dict):
+        how = f"go on with limbeck.run(..., out='{folder}') and the same task"
+        raise UsageError(f"the run in {folder} was begun from Python; {how}")
+    task = request.get("task_file")
+    if task and records.digest(task) != request.get("task_hash"):
+        file = task.rpartition(":")[0]
+        what = f"{file} has changed since the run in {folder} began, so it is not executed"
+        raise UsageError(f"{what}; put it back, or run anew")
+    print(records.sentence(_execute(request, folder, progress, told.get("threads")), folder))
+
+
+def _execute(
+    request: dict[str, Any], folder: Path, progress: str, threads: int | None = None
+) -> dict[str, Any]:
+    """Write what the run is, then import torch and run it; gives what result.json says."""
+    path = folder / "run.json"
+    if int(os.environ.get("RANK", "0")) == 0 and not path.exists():
+        records.make_folder(folder)
+        records.write(path, {"request": request})
+    import torch
+
+    from limbeck.core.run import run as run_method
+
+    if threads and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    try:
+        return run_method(
+            request["method"],
+            tasks.task_of(request),
+            seed=request["seed"],
+            out=folder,
+            device=request["device"],
+            progress=progress,
+            command=request["command"],
+            **tasks.tuples(request["given"]),
+        ).facts
+    except UsageError:
+        if [p.name for p in folder.iterdir()] == ["run.json"]:  # it never began
+            path.unlink()
+            folder.rmdir()
+        raise
+
+
+def _dry(request: dict[str, Any], seed: int) -> int:
+    from limbeck.core.dry import look
+
+    task = tasks.task_of({**request, "seed": seed})
+    for line in look(
+        request["method"], task, seed, request["device"], tasks.tuples(request["given"])
+    ):
+        print(line)
+    return 0
