@@ -1,0 +1,48 @@
+"""The command `speed`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from limbeck.cli._parser import Parser
+
+__all__ = ["speed"]
+
+
+def speed(argv: list[str]) -> int:
+    """Measure the hot paths beside what people use today."""
+    parser = Parser(
+        "speed",
+        "Measure limbeck's hot paths beside what people use today: in one process, in turn, the\n"
+        "best of several. Times depend on the machine; the ratios are what counts.",
+        ("limbeck speed", "limbeck speed --quick --json"),
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer steps, looser numbers")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads (1)")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    args = parser.parse_args(argv)
+
+    import torch
+
+    from limbeck.bench.speed import rows
+
+    torch.set_num_threads(args.threads)
+    if args.json:
+        told = [
+            {"path": r.name, "seconds": dict(r.seconds), "ratios": r.ratios(), "target": r.target}
+            for r in rows(args.quick)
+        ]
+        print(json.dumps(told, indent=2))
+        return 0
+    for row in rows(args.quick):
+        print(f"{row.name}   (target: {row.target})")
+        print("\n".join(_lines(row.seconds.items(), row.ratios(), row.unit)), flush=True)
+    return 0
+
+
+def _lines(seconds: Iterable[tuple[str, float]], ratios: dict[str, float], unit: str) -> list[str]:
+    return [
+        f"  {name:<26} {1000 * value:10.3f} {unit:<8} {ratios[name]:7.3f}x"
+        for name, value in seconds
+    ]
