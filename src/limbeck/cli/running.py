@@ -79,13 +79,16 @@ def run(argv: list[str]) -> int:
     many = args.seeds > 1
     seed = None if many else args.seed
     base = Path(args.out) if args.out else records.free_folder(request, seed)
+    first = _first()
     facts = []
     for seed in range(args.seed, args.seed + args.seeds):
         folder = base / f"seed-{seed}" if many else base
         facts.append(_execute({**request, "seed": seed}, folder, _progress(args)))
-        if not args.json:
+        if first and not args.json:
             print(records.sentence(facts[-1], folder))
     told = records.summary(facts) if many else facts[0]
+    if not first:
+        return 0
     if many:
         records.write(base / "result.json", told)
     if args.json:
@@ -155,7 +158,8 @@ def _resume_one(folder: Path, progress: str) -> None:
     request = told.get("request")
     if (folder / "result.json").exists():
         done = records.sentence(records.read(folder / "result.json"), folder)
-        print(f"the run in {folder} is finished. {done}")
+        if _first():
+            print(f"the run in {folder} is finished. {done}")
         return
     if not isinstance(request, dict):
         how = f"go on with limbeck.run(..., out='{folder}') and the same task"
@@ -165,7 +169,14 @@ def _resume_one(folder: Path, progress: str) -> None:
         file = task.rpartition(":")[0]
         what = f"{file} has changed since the run in {folder} began, so it is not executed"
         raise UsageError(f"{what}; put it back, or run anew")
-    print(records.sentence(_execute(request, folder, progress, told.get("threads")), folder))
+    facts = _execute(request, folder, progress, told.get("threads"))
+    if _first():
+        print(records.sentence(facts, folder))
+
+
+def _first() -> bool:
+    """Whether this is the first of several processes: the one that writes and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _execute(
@@ -173,7 +184,7 @@ def _execute(
 ) -> dict[str, Any]:
     """Write what the run is, then import torch and run it; gives what result.json says."""
     path = folder / "run.json"
-    if int(os.environ.get("RANK", "0")) == 0 and not path.exists():
+    if _first() and not path.exists():
         records.make_folder(folder)
         records.write(path, {"request": request})
     import torch

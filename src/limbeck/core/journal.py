@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.core import checkpoints, processes
-from limbeck.core.files import write_atomic
+from limbeck.core.files import refusal, write_atomic
 from limbeck.errors import Missing, UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -145,8 +145,11 @@ class Journal:
         if self.metrics is not None:
             if self._told is None:
                 self.rewind()
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            try:
+                with self.metrics.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            except OSError as error:  # a full disk: what is stored stays, and the run can go on
+                raise refusal(self.metrics, error) from None
 
     def rewind(self, name: str = "", step: int = 0) -> None:
         """Take back what an earlier process wrote of a stage from a step on; it will come again.
