@@ -126,8 +126,8 @@ class Layer(NamedTuple):
     early: str | None = None  # parts of limbeck, when the file is imported; None: as `limbeck`
 
 
-BASE = "accelerate numpy rich safetensors sklearn torch tyro"
-LIGHT = "core.card errors registry _source _values"  # imports no torch, see below
+BASE = "accelerate numpy rich safetensors sklearn torch"
+LIGHT = "core.card errors registry _shelf _source _values"  # imports no torch, see below
 LAYERS = {
     "top": Layer(None, "", f"cli {LIGHT}"),
     "core": Layer("core errors registry __version__", "accelerate numpy rich safetensors torch"),

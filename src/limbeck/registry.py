@@ -7,14 +7,22 @@ is read. A method file is a `.py` (or a folder with `__init__.py`) in a room, no
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck._source import has_card, read_card, say_path
+from limbeck._shelf import (
+    OWN,
+    ROOMS,
+    STATUSES,
+    Entry,
+    files_of,
+    name_of,
+    read_entry,
+    verdicts_of,
+)
+from limbeck._source import has_card, say_path
 from limbeck.core.card import GIVES, KINDS, Card, call, parse_needs
 from limbeck.errors import Missing, UsageError, nearest
 
@@ -23,50 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OWN", "ROOMS", "STATUSES", "Entry", "cards", "find", "get", "make"]
 
-ROOMS = (
-    "vision",
-    "dense",
-    "selfsup",
-    "language",
-    "reasoning",
-    "retrieval",
-    "multimodal",
-    "speech",
-    "condense",
-    "generative",
-    "scene",
-    "continual",
-    "federated",
-    "control",
-    "graph",
-    "compress",
-)
-"""The folders that hold methods, one per domain."""
-
-OWN = "own"
-"""The room of a file that lies outside the library."""
-
-STATUSES = ("shown", "not shown", "contradicted", "exact", "partial")
-"""What is known of a method: its trial's verdict; only exact facts; or parts are missing."""
-
 PACKAGE = Path(__file__).resolve().parent
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One method as the registry lists it.
-
-    Attributes:
-        card: its facts.
-        room: the room that holds it, or "own".
-        path: its file.
-        status: a word of `STATUSES`.
-    """
-
-    card: Card
-    room: str
-    path: Path
-    status: str
 
 
 def cards(
@@ -131,8 +96,8 @@ def find(key_or_file: str | os.PathLike[str], *, roots: Sequence[Path] | None = 
         return _own(text)
     found = []
     for root in _roots(roots):
-        for room, path in _files(root):
-            if _name(path) == text and (entry := _read(room, path, _digest(root))):
+        for room, path in files_of(root):
+            if name_of(path) == text and (entry := read_entry(room, path, verdicts_of(root))):
                 found.append(entry)
     if len(found) == 1:
         return found[0]
@@ -141,7 +106,9 @@ def find(key_or_file: str | os.PathLike[str], *, roots: Sequence[Path] | None = 
         raise UsageError(f"the key {text!r} stands in {places}; give one of them another key")
     if Path(f"{text}.py").is_file():
         raise Missing(f"no method is called {text!r}; for the file here, write '{text}.py'")
-    names = [_name(path) for root in _roots(roots) for _, path in _files(root) if has_card(path)]
+    names = [
+        name_of(path) for root in _roots(roots) for _, path in files_of(root) if has_card(path)
+    ]
     raise Missing(f"no method is called {text!r}{nearest(text, names)}")
 
 
@@ -189,34 +156,14 @@ def _roots(roots: Sequence[Path] | None) -> Sequence[Path]:
     return (PACKAGE,) if roots is None else roots
 
 
-def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Give room and path of every file in a room that could be a method's."""
-    for room in ROOMS:
-        try:
-            names = sorted(os.listdir(root / room))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for name in names:
-            if name.startswith(("_", ".")):
-                continue
-            if name.endswith(".py"):
-                yield room, root / room / name
-            elif "." not in name and (inner := root / room / name / "__init__.py").is_file():
-                yield room, inner
-
-
-def _name(path: Path) -> str:
-    return path.parent.name if path.name == "__init__.py" else path.stem
-
-
 def _all(roots: Sequence[Path] | None) -> list[Entry]:
     entries: dict[str, Entry] = {}
     broken: list[str] = []
     for root in _roots(roots):
-        digest = _digest(root)
-        for room, path in _files(root):
+        digest = verdicts_of(root)
+        for room, path in files_of(root):
             try:
-                entry = _read(room, path, digest)
+                entry = read_entry(room, path, digest)
             except UsageError as error:
                 broken.append(str(error))
                 continue
@@ -229,34 +176,6 @@ def _all(roots: Sequence[Path] | None) -> list[Entry]:
     if broken:
         raise UsageError("\n".join(broken))
     return list(entries.values())
-
-
-def _read(room: str, path: Path, digest: dict[str, str]) -> Entry | None:
-    card = read_card(path)
-    if card is None:
-        return None
-    if room != OWN and card.key != _name(path):
-        raise UsageError(f"{say_path(path)}: the card's key {card.key!r} is not the file's name")
-    status = "partial" if card.lacks else digest.get(card.key, "exact")
-    return Entry(card, room, path, status)
-
-
-def _digest(root: Path) -> dict[str, str]:
-    """Read the verdicts that come with the package, as far as there are any."""
-    path = root / "results.json"
-    if not path.is_file():
-        return {}
-    try:
-        verdicts = {key: row["verdict"] for key, row in json.loads(path.read_bytes()).items()}
-    except (ValueError, AttributeError, TypeError, KeyError):
-        raise UsageError(f"{say_path(path)} is damaged; it must map keys to verdicts") from None
-    for key, verdict in verdicts.items():
-        if verdict not in STATUSES:
-            raise UsageError(
-                f"{say_path(path)}: the verdict {verdict!r} of {key!r} is not known"
-                + nearest(verdict, STATUSES)
-            )
-    return verdicts
 
 
 def _may_need(card: Card, word: str) -> bool:
@@ -273,9 +192,9 @@ def _own(text: str) -> Entry:
         raise Missing(f"there is no file {text!r}{nearest(path.name, near)}")
     folder = path.parent.parent if path.name == "__init__.py" else path.parent
     if folder.parent == PACKAGE and folder.name in ROOMS:
-        entry = _read(folder.name, path, _digest(PACKAGE))
+        entry = read_entry(folder.name, path, verdicts_of(PACKAGE))
     else:
-        entry = _read(OWN, path, {})
+        entry = read_entry(OWN, path, {})
     if entry is None:
         raise Missing(f"{say_path(path)} holds no card; a method file has 'CARD = Card(' ... ')'")
     return entry

@@ -63,8 +63,9 @@ class Devices:
     def autocast(self, precision: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
         """The context of a forward pass at this precision.
 
-        Without autocast's cache of cast weights: a weight that was first cast under `no_grad`
-        (a teacher that shares it, a look without gradient) would get no gradient afterwards.
+        Without autocast's cache of cast weights: in torch before its pull request 165068 a weight
+        that was first cast under `no_grad` (by a teacher that shares it, or a look without
+        gradient) gets no gradient afterwards.
         """
         if precision == "fp32":
             return contextlib.nullcontext

@@ -27,6 +27,7 @@ class Journal:
         self._scope: list[str] = []
         self._used: set[str] = set()
         self._saved = time.monotonic()
+        self.stages: list[dict[str, Any]] = []  # each fit, with its steps and sizes
         self._told: dict[str, int] | None = None  # stage -> last step that metrics.jsonl tells of
 
     # -- names ------------------------------------------------------------------------------------
@@ -115,6 +116,7 @@ class Journal:
                 for key in meta["modules"]:
                     checkpoints.into(state[key], tensors, f"{key}/")
                 state.update(checkpoints.unpack(meta["plain"], tensors))
+                self.stages += meta["stages"]  # of the rounds that are not run again
             for i in range(start, total):
                 with self.scope(str(i)):
                     yield i
@@ -127,7 +129,8 @@ class Journal:
         }
         others = {k: v for k, v in state.items() if k not in modules}
         plain = checkpoints.pack(others, tensors, "plain")
-        meta = {"round": i + 1, "modules": modules, "plain": plain}
+        fits = [fit for fit in self.stages if fit["stage"].startswith(f"{full}/")]
+        meta = {"round": i + 1, "modules": modules, "plain": plain, "stages": fits}
         self.write(full, tensors, meta, finished=i + 1 == total)
         if self.folder is not None and processes.rank() == 0:  # the stages of a finished round
             for path in (self.folder / "checkpoints").glob(f"{full.replace('/', '@')}@{i}@*"):

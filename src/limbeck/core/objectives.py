@@ -24,10 +24,10 @@ class Labels(Objective):
     smoothing: float = number(0.0, least=0, below=1)
 
     def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Term]:
-        return {
-            "label": self.label
-            * F.cross_entropy(s.logits.float(), batch.y, label_smoothing=self.smoothing)
-        }
+        if not self.label:
+            return {}
+        loss = F.cross_entropy(s.logits.float(), batch.y, label_smoothing=self.smoothing)
+        return {"label": self.label * loss}
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,6 @@ class Run(Journal):
         self.progress = progress or Progress("none")
         self.after_step = after_step
         self.on_fit = on_fit  # given each fit (a `Passes`) before its first step
-        self.stages: list[dict[str, Any]] = []
         self.fitter: Any = None  # of the latest fit, for those who look into a run
 
     def rng(self, name: str) -> torch.Generator:

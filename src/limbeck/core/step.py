@@ -82,7 +82,8 @@ def value_of(name: str, term: Term, of: int, counts: Mapping[str, Tensor]) -> Te
                 f"the term '{name}' is a Mean, so counts() must give its count for accumulation "
                 "and several processes; it gives none"
             )
-        return term.sum / counts.get(name, torch.as_tensor(term.count))
+        count = counts.get(name, torch.as_tensor(term.count))
+        return term.sum / (count + (count == 0))  # the mean of nothing is zero
     if isinstance(term, Given):
         value = torch.zeros(()) if term.value is None else term.value.detach()
         return value / of
