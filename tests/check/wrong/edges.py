@@ -1,0 +1,59 @@
+"""Wrong: the gradient of its distance is not a number where the distance is zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+
+from limbeck.core.card import Card
+from limbeck.core.data import Batch
+from limbeck.core.method import Clock, Objective, number
+from limbeck.core.views import Side
+
+CARD = Card(
+    key="edges",
+    title="Wrong: the gradient of its distance is not a number where the distance is zero",
+    year=2024,
+    arxiv="",
+    code="",
+    kinds=("response",),
+    needs=("logits", "y"),
+    gives="model",
+    world="blobs",
+    stages=("fit",),
+    tiny={},
+    departs="none known",
+)
+FAILS = ("edges",)
+
+
+@dataclass(frozen=True)
+class Edges(Objective):
+    """A student is taught the teacher's class probabilities beside the true labels.
+
+    label * CE(y, s) + soft * KL(softmax(t) || softmax(s)).
+
+    Trained: the student. Frozen: the teacher.
+    Source: none.
+    Relatives: `kd`.
+
+    Example:
+        >>> Edges().label
+        0.5
+    """
+
+    label: float = number(0.5, least=0)
+    soft: float = number(0.5, least=0)
+    card = CARD
+
+    def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Any]:
+        """The weighted `label` and `soft`."""
+        out = {}
+        if self.label:
+            out["label"] = self.label * F.cross_entropy(s.logits.float(), batch.y)
+        if self.soft:
+            away = s.logits.float() - t.logits.float()
+            out["soft"] = self.soft * away.square().sum(1).sqrt().mean()
+        return out
