@@ -441,7 +441,9 @@ class Centred(Objective):
 
 
 def centred(accumulate: int):
-    return taught(Centred(), accumulate, Ema((0.9, 1.0), of=("student", "parts.head")))
+    fitted = taught(Centred(), accumulate, Ema((0.9, 1.0), of=("student", "parts.head")))
+    parts = nn.ModuleDict({"parts": fitted.parts, "teacher": fitted.teacher.module})
+    return Fitted(fitted.student, parts, fitted.log)
 
 
 # --- 8: five rounds of three clients (as fedcog) -------------------------------------------------
@@ -670,7 +672,7 @@ def main(what: str, folder: Path) -> None:
                 try:
                     out[f"{name} resumed"] = play(name, folder / f"two-{name}", stop=stop)
                 except Stopped:
-                    processes.barrier()
+                    torch.distributed.barrier()
         everyone: list[Any] = [None] * processes.world()
         torch.distributed.all_gather_object(everyone, out)
         out = {"processes": len(everyone), "everyone": everyone}

@@ -276,7 +276,7 @@ class Interrupting:
 
 def task(at=None, **changes):
     spec = Optimiser("adamw", 0.01)
-    plan = Budget(steps=12, batch=16, evaluate=2, keep="best", patience=3, optimiser=spec)
+    plan = Budget(steps=12, batch=16, evaluate=2, optimiser=spec)
     given = {
         "teacher": net("teacher", 24),
         "student": net("student"),
@@ -304,6 +304,37 @@ def test_a_run_that_was_stopped_ends_as_if_it_was_not(tmp_path):
     assert result["score_of"] == "valid"
     assert result["score"] == whole.facts["score"]
     assert result["stages"][0]["steps"] == 12
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7])
+def test_patience_and_the_best_state_go_on_where_they_were(tmp_path, stop):
+    values = {2: 0.3, 4: 0.2, 6: 0.1, 8: 0.0, 10: 0.9}  # by steps: the first is best, of three
+
+    def run(after_step, folder=None):
+        student, states, fits = net("student"), {}, []
+
+        def note(name, done):
+            states[done] = {k: v.clone() for k, v in student.state_dict().items()}
+            after_step(name, done)
+
+        def of(logits, y):
+            return values[fits[-1].log[-1]["step"] + 1]
+
+        data = Task(None, student, (X, Y), valid=(X, Y), score=Score("told", True, of))
+        plan = Budget(steps=12, batch=16, evaluate=2, patience=3, keep="best")
+        with Run(folder=folder, device="cpu", checkpoint=1, after_step=note, on_fit=fits.append):
+            batches = Epochs((X, Y))
+            fit(Labels(), student, Nobody(), batches, name="fit", task=data, budget=plan)
+        return student.state_dict(), states
+
+    whole, states = run(lambda *_: None)
+    assert max(states) == 7  # the eighth step was the last
+    assert all(torch.equal(v, states[2][k]) for k, v in whole.items())
+    with pytest.raises(Stop):
+        run(stopping(stop), tmp_path)
+    cut, states = run(lambda *_: None, tmp_path)
+    assert max(states, default=7) == 7
+    assert all(torch.equal(v, cut[k]) for k, v in whole.items())
 
 
 def test_the_score_is_of_the_test_set_where_there_is_one():

@@ -19,7 +19,7 @@ from limbeck.core.method import Clock, Objective
 from limbeck.core.objectives import Labels
 from limbeck.core.rng import seed_of
 from limbeck.core.run import Run
-from limbeck.core.task import Budget, Optimiser, Task
+from limbeck.core.task import Budget, Optimiser, Score, Task
 from limbeck.core.teacher import Setting
 from limbeck.core.teachers import BlackBox, Cached, Frozen, Nobody, fingerprint_of
 from limbeck.core.updates import Phase
@@ -57,9 +57,15 @@ class KD(Objective):
         return {"kd": kl(s.logits, t.logits).mean()}
 
 
+def watched(**kwargs):
+    """A run that shows its latest fit."""
+    run = Run(device="cpu", on_fit=lambda passes: setattr(run, "fitter", passes), **kwargs)
+    return run
+
+
 def train(objective, teacher, student=None, task=None, after=None, batches=None, **budget):
     plan = Budget(**{"batch": 8, "steps": 1, "optimiser": Optimiser("sgd", 0.1), **budget})
-    run = Run(device="cpu", after_step=after or (lambda *_: None))
+    run = watched(after_step=after or (lambda *_: None))
     data = batches or Epochs((X, Y))
     with run:
         student = student or made(1)
@@ -205,7 +211,7 @@ def test_a_moving_average_by_loops(when):
     student = made(1)
     states, copies = [student.state_dict()], []
     states[0] = {k: v.clone() for k, v in states[0].items()}
-    run = Run(device="cpu")
+    run = watched()
 
     class Noting(KD):
         def terms(self, parts, s, t, batch, clock):
@@ -233,6 +239,42 @@ def test_a_moving_average_by_loops(when):
     assert not torch.equal(copies[3]["student.norm.running_mean"], states[3]["norm.running_mean"])
 
 
+def test_the_average_can_be_shipped_also_of_a_fit_that_is_read_again(tmp_path):
+    task = Task(None, made(1), None, taps={"mid": ("one", "one")})
+    found = []
+    for _ in range(2):
+        with Run(folder=tmp_path, device="cpu"):
+            plan = Budget(batch=8, steps=3, optimiser=Optimiser("sgd", 0.1))
+            data = Epochs((X, Y))
+            fitted = fit(KD(), made(1), Ema(0.5), data, name="fit", budget=plan, task=task)
+        found.append(fitted.teacher.module.state_dict())
+        assert not any(m._forward_hooks for m in fitted.teacher.module.modules())
+        assert not any(m.training for m in fitted.teacher.module.modules())
+    one, two = found
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not torch.equal(one["one.weight"], fitted.student.one.weight)
+    assert not torch.equal(one["one.weight"], made(1).one.weight)
+
+
+def test_the_best_state_has_the_average_of_its_time():
+    states = []
+
+    def note(*_):
+        states.append(ema_of(run.fitter.teacher))
+
+    run = watched(after_step=note)
+    values = iter([0.5, 0.9, 0.1, 0.2])
+    score = Score("told", True, lambda logits, y: next(values))
+    task = Task(None, made(1), None, valid=(X, Y), score=score)
+    plan = Budget(batch=8, steps=4, evaluate=1, keep="best", optimiser=Optimiser("sgd", 0.1))
+    with run:
+        data = Epochs((X, Y))
+        fitted = fit(KD(), made(1), Ema(0.5), data, name="fit", budget=plan, task=task)
+    now = ema_of(fitted.teacher)
+    assert all(torch.equal(now[k], states[1][k]) for k in now)
+    assert not torch.equal(now["student.one.weight"], states[2]["student.one.weight"])
+
+
 def test_the_decay_follows_a_cosine_from_start_to_end():
     student = nn.Linear(5, 3)
     decays = []
@@ -244,7 +286,7 @@ def test_the_decay_follows_a_cosine_from_start_to_end():
     def note(*_):
         decays.append(run.fitter.teacher._copies["student"].bias[0].item())
 
-    run = Run(device="cpu", after_step=note)
+    run = watched(after_step=note)
     start = student.bias[0].item()
     plan = Budget(batch=8, steps=5, optimiser=Optimiser("sgd", 0.01), schedule="constant")
     with run:
@@ -387,6 +429,7 @@ def test_a_moving_member_of_a_crowd_is_stored_and_found_again():
     student = made(1)
     inner = nn.Module()
     inner.student, inner.parts = student, nn.Module()
+    inner.look = Look(student, "student")
     crowd = live(Crowd([Ema(0.5), made(2)]))
     crowd.begin(inner)
     with torch.no_grad():

@@ -116,7 +116,8 @@ class Shell(Objective):
 
     def after_step(self, parts: Any, seen: Mapping[str, Tensor], clock: Clock) -> None:
         mine, passes = self._seen, self._seen.passes
-        mine.after.append(clock.step)
+        if not clock.phase:  # a look's is not the step's
+            mine.after.append(clock.step)
         if clock.step not in mine.closely:
             return mine.objective.after_step(parts, seen, clock)
         teachers = dict(enumerate(modules_of(passes.teacher)))

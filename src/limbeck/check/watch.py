@@ -96,7 +96,7 @@ class Watch:
 
     def _examine(self, seen: Seen) -> None:
         passes = seen.passes
-        for phase in dict.fromkeys(phase.name for phase, _ in passes.phases):
+        for phase in [phase.name for phase, _ in passes.phases if phase.train]:
             for name, examine in EXAMINED.items():
                 found = self.said.setdefault(name, [])
                 kept, unseen = Kept(step=passes.step), ""

@@ -32,16 +32,17 @@ def look(
     if not chosen.card.stages:
         yield "it trains nothing"
         return
+    fits: list[Any] = []
     times: list[float] = []
     shapes: dict[str, str] = {}
 
     def after(stage: str, done: int) -> None:
         times.append(time.perf_counter())
         if done >= _STEPS:
-            shapes.update(_shapes(run.fitter))
+            shapes.update(_shapes(fits[-1]))
             raise _EnoughSeen
 
-    run = Run(task, seed, device=device, after_step=after)
+    run = Run(task, seed, device=device, after_step=after, on_fit=fits.append)
     try:
         with run, globals_kept():
             chosen.run(task)
@@ -56,17 +57,17 @@ def look(
         yield f"seconds a step: {(times[-1] - times[0]) / (len(times) - 1):.4f}"
 
 
-def _shapes(fitter: Any) -> dict[str, str]:
+def _shapes(passes: Any) -> dict[str, str]:
     """The shape of each view entry that was asked, on the few samples that parts are built from."""
-    batch = fitter.batches.first().to(fitter.r.device)
+    batch = passes.batches.first().to(passes.r.device)
     out: dict[str, str] = {}
     with torch.no_grad():
-        shown = fitter.objective.prepare(batch, fitter.clock(0, "dry").rng)
+        shown = passes.objective.prepare(batch, passes.clock(0, "dry").rng)
         sides = {
-            "student": fitter.look.side_of(shown[0]),
-            "teacher": fitter.teacher.side(shown[1], fitter.clock(0, "dry")),
+            "student": passes.look.side_of(shown[0]),
+            "teacher": passes.teacher.side(shown[1], passes.clock(0, "dry")),
         }
-        asked = {"student": fitter.look.asked, "teacher": fitter.teacher.asked}
+        asked = {"student": passes.look.asked, "teacher": passes.teacher.asked}
         for name, side in sides.items():
             for entry in sorted(asked[name] - {"again", "weights", "members"}):
                 value = getattr(side, entry)

@@ -62,6 +62,8 @@ class Ema(Teacher):
                 self._copies[key] = copy.deepcopy(source, {id(m): m for m in shared}).eval()
                 for module, training in modes:
                     module.training = training
+                kept = {id(m) for m in self._shared.modules()}
+                step.look.taps.leave(m for m in self._copies[key].modules() if id(m) not in kept)
             else:
                 self._copies[key] = copy.deepcopy(source).eval()
         self._begun = True
@@ -76,6 +78,11 @@ class Ema(Teacher):
                 self._copies["student"], "teacher", paths, s.reader, False, True, self._context
             )
             self._asked = self._look.asked
+
+    @property
+    def module(self) -> nn.Module:
+        """The average of the student."""
+        return self._copies["student"]
 
     @contextlib.contextmanager
     def _context(self) -> Iterator[None]:

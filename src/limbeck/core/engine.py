@@ -28,11 +28,15 @@ from limbeck.errors import UsageError
 
 @dataclass
 class Fitted:
-    """A trained student, its parts, and a log: a row for each logged step."""
+    """A trained student, its parts, a log (a row for each logged step), and the fit's teacher.
+
+    `teacher.module` of an `Ema` is the average, for methods that ship it.
+    """
 
     student: nn.Module
     parts: Any
     log: list[dict[str, Any]]
+    teacher: Any = None
 
 
 def fit(
@@ -61,11 +65,15 @@ def fit(
     run = current()
     task = task or run.task or Task(None, student, None)
     budget = budget or task.budget
-    with run.scope(name) as stage, globals_kept(), contextlib.ExitStack() as stack:
+    with (
+        run.at(task),
+        run.scope(name) as stage,
+        globals_kept(),
+        contextlib.ExitStack() as stack,
+    ):
         fitter = _Fitter(
             run, stage, objective, student, teacher, batches, update, task, budget, stack
         )
-        run.fitter = fitter
         run.on_fit(fitter)
         return fitter.run()
 
@@ -203,7 +211,7 @@ class _Fitter(Keeping):
             self.r.rewind(self.stage, self.start)
             self._train()
         self.parts.eval()
-        return Fitted(self.student, self.parts, self.log)
+        return Fitted(self.student, self.parts, self.log, self.teacher)
 
     def _train(self) -> None:
         with self.r.progress(self.stage, self.steps, self.start) as tick:
@@ -223,7 +231,7 @@ class _Fitter(Keeping):
                     self._save(done)
                 self.r.after_step(self.stage, done)
         if self.best is not None and self.budget.keep == "best":
-            checkpoints.into(self.step, self.best[1])
+            self._take(self.best[1])
         self._save(done, finished=True)
 
     def _factor(self, step: int, schedule: str | None) -> float:

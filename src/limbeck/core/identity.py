@@ -90,23 +90,25 @@ def open_folder(folder: Path, told: dict[str, Any], task: Task) -> None:
     Raises:
         UsageError: another run lies there, or this one with another task or code, which is named.
     """
-    if processes.rank() == 0:
-        told = _json({**told, "task": task_digests(task)})
-        path = folder / "run.json"
-        if path.exists():
-            there = read_json(path)
-            _compare(folder, there, told)
-            told = {**told, **there}
-        elif folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty and holds no run; name another folder")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"the folder {folder} cannot be made ({error.strerror}); name another with out="
-            ) from None
-        write_json(path, told)
-    processes.barrier()
+    processes.by_the_first(lambda: _open(folder, told, task))
+
+
+def _open(folder: Path, told: dict[str, Any], task: Task) -> None:
+    told = _json({**told, "task": task_digests(task)})
+    path = folder / "run.json"
+    if path.exists():
+        there = read_json(path)
+        _compare(folder, there, told)
+        told = {**told, **there}
+    elif folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty and holds no run; name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the folder {folder} cannot be made ({error.strerror}); name another with out="
+        ) from None
+    write_json(path, told)
 
 
 def _compare(folder: Path, there: dict[str, Any], told: dict[str, Any]) -> None:

@@ -72,11 +72,13 @@ class Journal:
         """Store a stage's state; only the first process writes."""
         if self.folder is None:
             return
-        if processes.rank() == 0:
+
+        def store() -> None:
             checkpoints.save(self.path(name, "done" if finished else "now"), tensors, meta)
             if finished:
                 self.path(name).unlink(missing_ok=True)
-        processes.barrier()
+
+        processes.by_the_first(store)
         self._saved = time.monotonic()
 
     def due(self) -> bool:

@@ -53,23 +53,32 @@ class Keeping(Passes):
         self.log.append(row)
         self.r.log(row)
         if self.task.score.better(value, None if self.best is None else self.best[0]):
-            state = {k: v.clone() for k, v in self.step.state_dict().items()}
-            self.best, self.since = (value, state), 0
+            self.best, self.since = (value, {k: v.clone() for k, v in self._state().items()}), 0
         else:
             self.since += 1
         return self.budget.patience is not None and self.since >= self.budget.patience
+
+    def _state(self) -> dict[str, Tensor]:
+        """What a fit gives: student, parts, and a teacher that moved along."""
+        teacher = {f"teacher/{k}": v for k, v in self.teacher.state().items()}
+        return checkpoints.of_module(self.step, "step/") | teacher
+
+    def _take(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `_state` gave."""
+        checkpoints.into(self.step, state, "step/")
+        if teacher := _under("teacher/", state):
+            self.teacher.load(teacher)
 
     def _save(self, done: int, finished: bool = False) -> None:
         """Store all that is no function of place; of a finished fit only what it gives."""
         self._check_weights(done)
         if self.r.folder is None:
             return
-        tensors = checkpoints.of_module(self.step, "step/")
+        tensors = self._state()
         kept: dict[str, Any] = {}
         if not finished:
             for i, (_, moves) in enumerate(self.phases):
                 tensors |= {f"optimiser/{k}": v for k, v in moves.state(str(i)).items()}
-            tensors |= {f"teacher/{k}": v for k, v in self.teacher.state().items()}
             tensors |= {f"best/{k}": v for k, v in (self.best[1] if self.best else {}).items()}
             kept = checkpoints.pack(self.batches.state(), tensors, "batches")
         scaler = self.r.devices.scaler
@@ -95,19 +104,17 @@ class Keeping(Passes):
 
     def _restore(self, tensors: Mapping[str, Tensor], meta: Any) -> None:
         """Take back what `_save` stored."""
-
-        def stored(kind: str) -> dict[str, Tensor]:
-            return {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
-
-        checkpoints.into(self.step, tensors, "step/")
+        self._take(tensors)
         self.start, self.since, self.log = meta["step"], meta["since"], meta["log"]
         for i, (_, moves) in enumerate(self.phases):
-            moves.load(str(i), stored("optimiser/"))
-        if teacher := stored("teacher/"):
-            self.teacher.load(teacher)
+            moves.load(str(i), _under("optimiser/", tensors))
         if meta["best"] is not None:
-            self.best = (meta["best"], stored("best/"))
+            self.best = (meta["best"], _under("best/", tensors))
         if meta["batches"]:
             self.batches.load(checkpoints.unpack(meta["batches"], tensors))
         if meta["scaler"]:
             self.r.devices.scaler.load_state_dict(meta["scaler"])
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

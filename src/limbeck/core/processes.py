@@ -5,11 +5,13 @@ from __future__ import annotations
 import atexit
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from limbeck.errors import UsageError
 
 
 def rank() -> int:
@@ -37,10 +39,24 @@ def leave_at_exit() -> None:
     atexit.register(leave)
 
 
-def barrier() -> None:
-    """Wait for all."""
+def by_the_first(f: Callable[[], object]) -> None:
+    """Have the first process do something, such as writing a file, while the others wait.
+
+    Raises:
+        UsageError: in all processes, what it raised in the first.
+    """
+    said: list[str | None] = [None]
+    if rank() == 0:
+        try:
+            f()
+        except UsageError as error:
+            if world() == 1:
+                raise
+            said = [str(error)]
     if world() > 1:
-        dist.barrier()
+        dist.broadcast_object_list(said)
+        if said[0] is not None:
+            raise UsageError(said[0])
 
 
 def summed(value: Tensor) -> Tensor:

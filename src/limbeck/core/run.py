@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,6 @@ class Run(Journal):
         self.progress = progress or Progress("none")
         self.after_step = after_step
         self.on_fit = on_fit  # given each fit (a `Passes`) before its first step
-        self.fitter: Any = None  # of the latest fit, for those who look into a run
 
     def rng(self, name: str) -> torch.Generator:
         """See `limbeck.rng`."""
@@ -86,6 +86,17 @@ class Run(Journal):
         self.tell(row)
         if not processes.rank():
             self.devices.track(row)
+
+    @contextmanager
+    def at(self, task: Task) -> Iterator[None]:
+        """Be the current run, with this task, while a fit goes on."""
+        before, self.task = self.task, task
+        token = _CURRENT.set(self)
+        try:
+            yield
+        finally:
+            self.task = before
+            _CURRENT.reset(token)
 
     def __enter__(self) -> Run:
         self._token = _CURRENT.set(self)
@@ -171,16 +182,15 @@ def _finish(active: Run, method: Method, task: Task, result: Result, told: dict[
     result.facts = {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()
     }
-    if active.folder is not None and processes.rank() == 0:
-        for name, thing in (("student", result.model), ("data", result.data)):
-            tensors = (
-                checkpoints.of_module(thing)
-                if isinstance(thing, nn.Module)
-                else thing
-                if isinstance(thing, dict)
-                else None
-            )
-            if tensors:
-                checkpoints.save(active.folder / f"{name}.safetensors", tensors)
-        write_json(active.folder / "result.json", result.facts)
-    processes.barrier()
+    if active.folder is not None:
+        folder = active.folder
+        processes.by_the_first(lambda: _write(folder, result))
+
+
+def _write(folder: Path, result: Result) -> None:
+    """The files of a finished run; result.json comes last, and says that it is finished."""
+    if result.model is not None:
+        checkpoints.save(folder / "student.safetensors", checkpoints.of_module(result.model))
+    if isinstance(result.data, dict):
+        checkpoints.save(folder / "data.safetensors", result.data)
+    write_json(folder / "result.json", result.facts)

@@ -85,8 +85,8 @@ def value_of(name: str, term: Term, of: int, counts: Mapping[str, Tensor]) -> Te
         count = counts.get(name, torch.as_tensor(term.count))
         return term.sum / (count + (count == 0))  # the mean of nothing is zero
     if isinstance(term, Given):
-        value = torch.zeros(()) if term.value is None else term.value.detach()
-        return value / of
+        like = next(iter(term.gradient.values()), torch.zeros(()))
+        return (like.new_zeros(()) if term.value is None else term.value.detach()) / of
     return term / of if of > 1 else term
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -128,6 +128,13 @@ class Taps:
                 "place"
             )
         return tensor
+
+    def leave(self, copy: Iterable[nn.Module]) -> None:
+        """Take these hooks off modules that were copied from the model together with them."""
+        for module in copy:
+            for handle in self._handles:
+                module._forward_hooks.pop(handle.id, None)
+                module._forward_pre_hooks.pop(handle.id, None)
 
     def close(self) -> None:
         """Remove all hooks."""

@@ -131,9 +131,12 @@ class Side:
             value = self._entry(name)
         if value is None:
             gives = sorted({*taps.paths, *entries_of(self._output)})
+            hint = f'name a module for it, as taps={{"{name}": ("teacher path", "student path")}}'
+            if name == "members":
+                hint = "give several teachers, as Crowd((one, another))"
             raise Missing(
                 f"the {self._look.side} was asked for '{name}', but it gives {', '.join(gives)}; "
-                f'name a module for it, as taps={{"{name}": ("teacher path", "student path")}}'
+                f"{hint}"
             )
         return value
 

@@ -26,8 +26,9 @@ CARD = Card(
     world="digits",
     stages=("fit",),
     tiny={},
-    departs="The paper gives no weights; 0.1 and 0.9 at tau 4 are those of the field's CIFAR-100 comparisons. The soft term is the KL divergence, "
-    "which differs from the paper's cross-entropy by the teacher's entropy only: the same gradient.",
+    departs="The paper gives no weights; 0.1 and 0.9 at tau 4 are those of the field's CIFAR-100 "
+    "comparisons. The soft term is the KL divergence, which differs from the paper's cross-entropy "
+    "by the teacher's entropy only: the same gradient.",
 )
 
 
@@ -41,13 +42,16 @@ def kd_loss(s: Tensor, t: Tensor, tau: float = 4.0) -> Tensor:
 
 @dataclass(frozen=True)
 class KD(Objective):
-    """A student is taught the teacher's class probabilities, softened by a temperature, beside the true labels.
+    """A student is taught the teacher's class probabilities, softened, beside the true labels.
 
     label * CE(y, s) + kd * tau^2 KL(softmax(t / tau) || softmax(s / tau)).
 
     Trained: the student. Frozen: the teacher.
-    Source: Hinton, Vinyals and Dean, NIPS 2014 workshop, arXiv 1503.02531, section 2 (tau^2 after its equation 4).
-    Relatives: `fitnets` adds a hint from inside, `takd` puts networks between, `dot` gives the two terms momenta of their own.
+    Raises: UsageError where the sides give different numbers of classes.
+    Source: Hinton, Vinyals and Dean, NIPS 2014 workshop, arXiv 1503.02531, section 2: tau^2 keeps
+    the soft gradient's size when tau changes.
+    Relatives: `fitnets` adds a hint from inside, `takd` puts networks between, `dot` gives the two
+    terms momenta of their own.
 
     Example:
         >>> import torch
