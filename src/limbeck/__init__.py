@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch",
     "Batches",
+    "Beside",
     "BlackBox",
     "Budget",
     "Cached",
@@ -54,7 +55,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from limbeck.core.caching import cache_teacher
     from limbeck.core.card import Card
     from limbeck.core.crowd import Crowd
-    from limbeck.core.data import Batch, Batches
+    from limbeck.core.data import Batch, Batches, Beside
     from limbeck.core.ema import Ema
     from limbeck.core.engine import fit
     from limbeck.core.method import Given, Mean, Method, Objective, Result
@@ -70,7 +71,7 @@ _NAMES = {
     "core.caching": "cache_teacher",
     "core.card": "Card",
     "core.crowd": "Crowd",
-    "core.data": "Batch Batches",
+    "core.data": "Batch Batches Beside",
     "core.ema": "Ema",
     "core.engine": "fit",
     "core.method": "Given Mean Method Objective Result",

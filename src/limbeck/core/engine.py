@@ -121,6 +121,7 @@ class _Fitter(Keeping):
         self.phases = [(p, Moves(p, named, budget.optimiser)) for p in phases]
         self.wrapped = run.devices.wrap(self.step)
         stack.callback(run.devices.release)
+        self._check_sharded()
         self.trainable = sum(p.requires_grad for p in named.values())
         self.moving = moving(self.step) if self.of > 1 else []
         self.plain = set()
@@ -137,6 +138,18 @@ class _Fitter(Keeping):
                 "parts": sum(p.numel() for p in self.parts.parameters()),
             }
         )
+
+    def _check_sharded(self) -> None:
+        """Sharded parameters (FSDP2) are reduced by their wrapper, down the sum of all terms."""
+        params = list(self.step.parameters())
+        if not any(hasattr(p, "device_mesh") for p in params):
+            return
+        for phase, moves in self.phases:
+            if phase.join.per_term or len(moves.params) < sum(p.requires_grad for p in params):
+                raise UsageError(
+                    "the parameters are sharded (FSDP2), where a step goes down the sum of all "
+                    f"terms on all parameters; the phase '{phase.name}' does not: use DDP"
+                )
 
     def _open_sides(self, teacher: Teacher, stack: contextlib.ExitStack) -> None:
         """The student's look and the live teacher, which are closed when the fit ends."""
