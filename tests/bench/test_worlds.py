@@ -297,7 +297,7 @@ def test_space_and_assistants(student: str) -> None:
 
 
 def test_takd_has_assistants() -> None:
-    assert list(worlds.make("digits", tiny=True).data["assistants"]) == ["deep-thin", "cnn-small"]
+    assert list(worlds.make("digits", tiny=True).data["assistants"]) == ["cnn", "cnn-small"]
 
 
 # --- teachers ------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_a_teacher_is_trained_once_and_the_same_again(cache: Path) -> None:
     task = tiny("digits")
     assert torch.equal(state, torch.get_rng_state())
     path = cached(cache)
-    assert path.name.startswith("digits-cnn-")
+    assert path.name.startswith("digits-cnn-medium-")
     with safe_open(path, "pt") as file:
         told = file.metadata()
     assert float(told["accuracy"]) == pytest.approx(score(teacher_of(task), task), abs=1e-6)

@@ -54,7 +54,7 @@ def test_a_sums_gradient_is_the_hand_written_sums() -> None:
         torch.testing.assert_close(p.detach(), start[n] - 0.1 * (g + 0.8 * of_crd))
     assert list(log[0]["terms"]) == ["ce.label", "kd.kd", "crd.crd"]
     assert log[0]["terms"]["ce.label"] == pytest.approx(
-        0.1 * float(F.cross_entropy(nets()[0](x), y))
+        0.1 * F.cross_entropy(nets()[0](x), y).item()
     )
 
 

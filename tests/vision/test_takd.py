@@ -297,7 +297,7 @@ def test_needs_are_said() -> None:
     assert TAKD().lam == (0.9,)
 
 
-def test_it_teaches(tmp_path: Any) -> None:
+def test_it_teaches() -> None:
     given = task(budget=Budget(epochs=40, batch=16, optimiser=Optimiser("adam", lr=0.02)))
     given.teacher = run(Labels(), replace(given, student=given.teacher)).model
     result = run("takd", given, path="all")

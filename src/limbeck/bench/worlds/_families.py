@@ -68,12 +68,17 @@ def blueprint(make: Factory) -> tuple[Taps, int]:
 def between(
     student: str, teachers: Sequence[str], in_shape: Sequence[int], classes: int
 ) -> dict[str, Factory]:
-    """Give the families of the two sides' kinds that lie between them in size, largest first."""
-    kinds = {SIZES[name][0] for name in (student, *teachers)}
-    made = {n: factory(n, in_shape, classes) for n, (kind, _) in SIZES.items() if kind in kinds}
+    """Give the families of the two sides' kinds that lie between them in size, largest first.
+
+    Plain deep ones are left out: as a rule they do not learn what the others do.
+    """
+    ends = (student, *teachers)
+    kinds = {SIZES[name][0] for name in ends}
+    near = [name for name, (kind, sizes) in SIZES.items() if kind in kinds and "norm" not in sizes]
+    made = {name: factory(name, in_shape, classes) for name in {*near, *ends}}
     size = {name: blueprint(make)[1] for name, make in made.items()}
     top = max((size[name] for name in teachers), default=0)
-    inside = [name for name in made if size[student] < size[name] < top]
+    inside = [name for name in near if size[student] < size[name] < top]
     return {name: made[name] for name in sorted(inside, key=lambda name: -size[name])}
 
 

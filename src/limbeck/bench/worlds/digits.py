@@ -13,7 +13,7 @@ PLAN = Plan(
     pair=("cnn-large", "cnn-small"),
     recipe=Recipe(epochs=60),
     epochs=100,
-    tiny_pair=("cnn", "cnn-tiny"),
+    tiny_pair=("cnn-medium", "cnn-tiny"),
 )
 
 
