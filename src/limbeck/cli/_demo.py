@@ -1,0 +1,164 @@
+"""What the demo runs: its plan, and its runs, in worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import UsageError
+from limbeck.registry import find
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limbeck.core.task import Task
+
+__all__ = ["Job", "Plan", "run_all"]
+
+WORKERS = 4
+"""Processes at most, of one thread each: on two cores twice as fast as one process of two."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a demo runs, apart from methods and seeds. All of it was chosen on seeds below 1000."""
+
+    world: str = "digits(n=200, teacher='cnn-large', student='cnn-small')"
+    teacher: str = "a convolutional network"
+    student: str = "one of the same kind"
+    steps: int = 500
+    batch: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    fields: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+    tuning: str = ""
+
+    def budget(self) -> dict[str, Any]:
+        """The budget of every fit."""
+        return {
+            "steps": self.steps,
+            "batch": self.batch,
+            "optimiser": "sgd",
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "schedule": "cosine",
+        }
+
+    def fields_of(self, key: str) -> dict[str, Any]:
+        """The fields that a method is given; the others keep the paper's defaults."""
+        return dict(dict(self.fields).get(key, ()))
+
+    def said(self) -> dict[str, Any]:
+        """What demo.json says."""
+        fields = {key: {n: _plain(v) for n, v in values} for key, values in self.fields}
+        return {"world": self.world, "budget": self.budget(), "fields": fields}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method ("scratch" for none) with a seed, in a folder of its own."""
+
+    key: str
+    seed: int
+    base: Path
+    plan: Plan
+    command: str
+
+    @property
+    def name(self) -> str:
+        """The method's name, also where it was given as a file."""
+        return self.key if self.key == "scratch" else find(self.key).card.key
+
+    @property
+    def place(self) -> str:
+        """The run's folder within the demo's."""
+        return f"{self.name}/seed-{self.seed}"
+
+    def task(self) -> Task:
+        """The plan's world with the plan's budget."""
+        from limbeck.bench import worlds
+        from limbeck.core.task import Budget, Optimiser
+
+        plan, task = self.plan, worlds.make(self.plan.world, seed=self.seed)
+        rule = Optimiser("sgd", plan.lr, plan.weight_decay, plan.momentum, nesterov=True)
+        return replace(task, budget=Budget(plan.steps, batch=plan.batch, optimiser=rule))
+
+    def run(self) -> tuple[dict[str, Any], nn.Module]:
+        """Run it, go on with it, or read it; gives what its result.json says, and the student."""
+        from limbeck.core.objectives import Labels
+        from limbeck.core.run import run
+
+        result = run(
+            Labels() if self.key == "scratch" else self.key,
+            self.task(),
+            seed=self.seed,
+            out=self.base / self.place,
+            device="cpu",
+            command=self.command,
+            **self.plan.fields_of(self.name),
+        )
+        assert result.model is not None
+        return result.facts, result.model
+
+
+# -- workers ---------------------------------------------------------------------------------------
+
+
+def teach(job: Job) -> dict[str, Any]:
+    """Run a job in a worker."""
+    return job.run()[0]
+
+
+def start_worker() -> None:
+    """Make this process a worker: one thread, silent at Ctrl-C, ended when its parent is."""
+    import multiprocessing
+    import signal
+    import threading
+
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def follow() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
+
+
+def run_all(jobs: Sequence[Job], done: Callable[[Job, dict[str, Any]], None]) -> None:
+    """Run all jobs in worker processes, and say of each when it is done."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = max(1, min(WORKERS, cores or 1, len(jobs)))
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start_worker)
+    try:
+        futures = {pool.submit(teach, job): job for job in jobs}
+        for future in as_completed(futures):
+            done(futures[future], future.result())
+        pool.shutdown()
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise UsageError(
+                "a process of the demo was ended from outside (too little memory?); call it again, "
+                "and it goes on where it was"
+            ) from None
+        raise

@@ -1,0 +1,72 @@
+"""The logs of runs, read for curves."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from limbeck.report.curves import Line, Point
+
+__all__ = ["Metrics", "lines_of", "read_metrics"]
+
+Metrics = dict[str, dict[str, list[tuple[int, float]]]]
+"""Of one run: for each stage, for each term, (step, value)."""
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read the terms of a run's `metrics.jsonl`; a missing file or a damaged line gives nothing."""
+    found: Metrics = {}
+    try:
+        written = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return found
+    for line in written:
+        try:
+            row = json.loads(line)
+            terms, stage, step = row["terms"], str(row["stage"]), int(row["step"])
+            values = {str(name): float(value) for name, value in terms.items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        for name, value in values.items():
+            if abs(value) < float("inf"):
+                found.setdefault(stage, {}).setdefault(name, []).append((step, value))
+    return found
+
+
+def lines_of(runs: Sequence[Metrics], most: int = 60) -> tuple[list[Line], list[tuple[str, float]]]:
+    """Join the logs of several seeds: a line for each term, its stages one after the other.
+
+    Args:
+        runs: the same run with several seeds.
+        most: points of a stage's line; neighbours are averaged.
+
+    Returns:
+        The lines, and the stages with the step at which each ends.
+    """
+    pieces: dict[str, list[list[Point]]] = {}
+    parts: list[tuple[str, float]] = []
+    begin = 0
+    for stage in dict.fromkeys(name for run in runs for name in run):
+        terms: dict[str, dict[int, list[float]]] = {}
+        for run in runs:
+            for name, values in run.get(stage, {}).items():
+                for step, value in values:
+                    terms.setdefault(name, {}).setdefault(step, []).append(value)
+        for name, steps in terms.items():
+            pieces.setdefault(name, []).append(_thinned(steps, begin, most))
+        begin += 1 + max(step for steps in terms.values() for step in steps)
+        parts.append((stage, begin))
+    return [Line(name, found) for name, found in pieces.items()], parts
+
+
+def _thinned(values: Mapping[int, Sequence[float]], begin: int, most: int) -> list[Point]:
+    """The mean over seeds with the lowest and the highest, neighbouring steps averaged."""
+    rows = [(begin + s, statistics.fmean(v), min(v), max(v)) for s, v in sorted(values.items())]
+    size = -(-len(rows) // most)
+    out: list[Point] = []
+    for i in range(0, len(rows), size):
+        x, middle, low, high = map(statistics.fmean, zip(*rows[i : i + size], strict=True))
+        out.append((x, middle, low, high))
+    return out
