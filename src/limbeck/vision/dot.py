@@ -55,7 +55,7 @@ class DOT(Objective):
     be SGD; mu takes the place of its momentum, and there is no Nesterov step.
     Raises: UsageError where a momentum leaves [0, 1), the budget has no SGD, or `of` is no
     objective or brings phases of its own; Missing where it has no term `label`.
-    Source: Zhao et al., ICCV 2023, arXiv 2307.08436, section 3.3; delta 0.075 is that of CIFAR-100
+    Source: Zhao et al., ICCV 2023, arXiv 2307.08436, section 3; delta 0.075 is that of CIFAR-100
     (240 epochs) and Tiny-ImageNet; 0.09 on ImageNet. The closer mu + delta is to 1, the longer the
     schedule has to be: 0.05 for short ones. delta < 0 is the reversed control.
     Relatives: `kd`, which it trains otherwise; delta = 0 is SGD on the sum of the terms.

@@ -25,7 +25,7 @@ from limbeck.errors import Missing, UsageError
 CARD = Card(
     key="fitnets",
     title="FitNets: Hints for Thin Deep Nets",
-    year=2014,
+    year=2015,
     arxiv="1412.6550",
     code="https://github.com/adri-romsor/FitNets",
     kinds=("feature", "response", "stagewise", "schedule"),
@@ -40,8 +40,9 @@ CARD = Card(
     "the regressor out between maps of one shape and bounds its kernel's norm, and lowers lambda "
     "from epoch 5 to 400; here the paper's formulas hold: squared error, always a free regressor, "
     "all epochs. A guided map smaller than the hint gets the kernel rule with padding. Vectors and "
-    "tokens count as maps of width 1, for which the regressor is linear. The hint's early stop is "
-    "the budget's patience, off unless the task asks for it.",
+    "tokens count as maps of width 1, for which the regressor is linear; in the one stage it ends "
+    "in ReLU only where the hint has no negative values. The hint's early stop is the budget's "
+    "patience, off unless the task asks for it.",
 )
 
 
@@ -180,8 +181,8 @@ class FitNets(Method):
     patience or keep="best" in it, the first watches its hint loss on valid, if the teacher is a
     module and both sides read alike; else it runs to its end.
     Raises: Missing without a tap `mid` in the student; UsageError for a map against tokens.
-    Source: Romero et al., ICLR 2015, arXiv 1412.6550: sections 2.2 and 2.3, tau and lambda from
-    3.1. The one stage's weight and regressor: the field's CIFAR-100 comparisons (mdistiller).
+    Source: Romero et al., ICLR 2015, arXiv 1412.6550, section 2; tau and lambda also stand in the
+    authors' code. The one stage's weight and regressor: mdistiller's CIFAR-100 comparisons.
     Relatives: `kd` has no hint and a constant weight; `crd` contrasts embeddings.
 
     Example:

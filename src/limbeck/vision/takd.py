@@ -25,7 +25,7 @@ from limbeck.registry import make
 CARD = Card(
     key="takd",
     title="Improved Knowledge Distillation via Teacher Assistant",
-    year=2019,
+    year=2020,
     arxiv="1902.03393",
     code="https://github.com/imirzadeh/Teacher-Assistant-Knowledge-Distillation",
     kinds=("assistant", "response", "stagewise"),
