@@ -71,6 +71,8 @@ class Keeping(Passes):
 
     def _save(self, done: int, finished: bool = False) -> None:
         """Store all that is no function of place; of a finished fit only what it gives."""
+        if self.r.folder is None and not finished:
+            return
         self._check_weights(done)
         if self.r.folder is None:
             return
