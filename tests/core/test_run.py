@@ -3,10 +3,11 @@
 import json
 import os
 import resource
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from _probes import X, Y, in_child, net
 from torch import nn
 
@@ -14,11 +15,12 @@ import limbeck
 from limbeck.core import checkpoints
 from limbeck.core.data import Epochs
 from limbeck.core.engine import fit
+from limbeck.core.method import Objective
 from limbeck.core.objectives import Labels
 from limbeck.core.run import Run, current, loop, rng, stage
 from limbeck.core.task import Budget, Optimiser, Score, Task
 from limbeck.core.teachers import Nobody
-from limbeck.errors import UsageError
+from limbeck.errors import Missing, UsageError
 
 
 class Stop(Exception):
@@ -394,3 +396,19 @@ def test_what_cannot_be_trained_on_is_refused_in_one_sentence(changes, message):
     with pytest.raises(UsageError, match=message) as error:
         limbeck.run("kd", replace(task(), **changes))
     assert "\n" not in str(error.value)
+
+
+@dataclass(frozen=True)
+class Wraps(Objective):
+    """Asks for what a wrapped method needs, which no card of its own says."""
+
+    def asks(self):
+        return ("data:elsewhere",)
+
+    def terms(self, parts, s, t, batch, clock):
+        return {"label": F.cross_entropy(s.logits, batch.y)}
+
+
+def test_a_set_that_a_wrapper_needs_is_missed_before_anything_is_trained():
+    with pytest.raises(Missing, match="Wraps needs a set 'elsewhere'"):
+        limbeck.run(Wraps(), task())

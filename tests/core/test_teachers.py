@@ -460,7 +460,8 @@ def test_a_cache_equals_the_live_teacher_for_a_step_and_refuses_other_inputs(tmp
     module = made(2)
     cached = stored(tmp_path / "cache", module)
     a, b = (train(KD(), t, made(1)).student.state_dict() for t in (Frozen(module), cached))
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    for k in a:  # to rounding: a pass over all samples may round otherwise than one over a batch
+        torch.testing.assert_close(a[k], b[k], rtol=1e-5, atol=1e-6)
 
     class Cropped(KD):
         def prepare(self, batch, rng):

@@ -16,7 +16,7 @@ from limbeck import __version__
 from limbeck.core import processes
 from limbeck.core.data import Table
 from limbeck.core.files import digest_tensors, read_json, write_json
-from limbeck.core.method import Method
+from limbeck.core.method import Method, Objective
 from limbeck.core.task import Task
 from limbeck.errors import Missing, UsageError
 
@@ -153,11 +153,13 @@ def check_task(task: Task, method: Method) -> None:
         UsageError: an empty set, labels out of range, inputs that are not finite, a named set that
             is missing.
     """
-    for need in getattr(getattr(type(method), "card", None), "needs", ()):
+    card = getattr(type(method), "card", None)
+    needs = method.asks() if isinstance(method, Objective) else card.needs if card else ()
+    for need in needs:
         if need.startswith("data:") and need[5:] not in task.data:
+            name = card.key if card else type(method).__name__
             raise Missing(
-                f"{method.card.key} needs a set '{need[5:]}'; give it as Task(..., "
-                f"data={{'{need[5:]}': ...}})"
+                f"{name} needs a set '{need[5:]}'; give it as Task(..., data={{'{need[5:]}': ...}})"
             )
     classes = task.count_classes()
     for name in ("train", "valid", "test"):

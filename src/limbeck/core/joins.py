@@ -130,7 +130,8 @@ class Surgery(Join):
 class PerTerm(Join):
     """SGD with a momentum buffer for each group of terms.
 
-    The optimiser's learning rate and weight decay are the budget's.
+    The optimiser's learning rate and weight decay are the budget's; its momentum gives way to
+    these, and there is no Nesterov step.
 
     Args:
         momenta: term (or prefix of terms) -> momentum; "" is all others.

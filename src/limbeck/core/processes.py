@@ -133,10 +133,11 @@ def averaged(buffers: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         flat = [torch.cat([micro[i].flatten() for i in at]) for micro in buffers]
         parts = [part for each in flat for part in _gathered(each)]
         if kind.is_floating_point:
-            total = parts[0].clone()
-            for part in parts[1:]:
-                total += part
-            mean = total / len(parts)
+            first, *others = parts  # from the first on, so that what nobody moved keeps its bits
+            moved = torch.zeros_like(first)
+            for part in others:
+                moved += part - first
+            mean = first + moved / len(parts)
         else:
             mean = torch.stack(parts).amax(0)
         for i in at:
