@@ -135,6 +135,8 @@ LAYERS = {
     "worlds": Layer("core errors bench.worlds", BASE),
     "bench": Layer(None, BASE),
     "check": Layer(None, BASE),
+    "runs": Layer("core registry report runs errors __version__ _shelf _source", BASE),
+    "doctor": Layer("core registry runs doctor errors __version__", BASE),
     "report": Layer(f"report __version__ {LIGHT}", ""),
     "cli": Layer(None, "", f"cli {LIGHT} __version__"),
 }

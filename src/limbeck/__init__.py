@@ -39,6 +39,7 @@ __all__ = [
     "Surgery",
     "Task",
     "Total",
+    "Untrained",
     "UsageError",
     "cache_teacher",
     "cards",
@@ -60,12 +61,14 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from limbeck.core.engine import fit
     from limbeck.core.method import Given, Mean, Method, Objective, Result
     from limbeck.core.objectives import Labels, Sum
-    from limbeck.core.run import loop, rng, run, stage
+    from limbeck.core.run import loop, rng, stage
     from limbeck.core.task import Budget, Optimiser, Score, Task
     from limbeck.core.teachers import BlackBox, Cached, Frozen, Nobody
+    from limbeck.core.untrained import Untrained
     from limbeck.core.updates import PerTerm, Phase, Routed, Surgery, Total
     from limbeck.errors import UsageError
     from limbeck.registry import cards, get, make
+    from limbeck.runs.door import run
 
 _NAMES = {
     "core.caching": "cache_teacher",
@@ -76,12 +79,14 @@ _NAMES = {
     "core.engine": "fit",
     "core.method": "Given Mean Method Objective Result",
     "core.objectives": "Labels Sum",
-    "core.run": "loop rng run stage",
+    "core.run": "loop rng stage",
     "core.task": "Budget Optimiser Score Task",
     "core.teachers": "BlackBox Cached Frozen Nobody",
+    "core.untrained": "Untrained",
     "core.updates": "PerTerm Phase Routed Surgery Total",
     "errors": "UsageError",
     "registry": "cards get make",
+    "runs.door": "run",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

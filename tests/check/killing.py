@@ -23,7 +23,7 @@ import torch
 
 from limbeck.check.case import SEED, Case
 from limbeck.core.card import call
-from limbeck.core.run import run
+from limbeck.runs.door import run
 
 KILLS = 3
 FILES = ("student.safetensors", "metrics.jsonl", "result.json")

@@ -22,9 +22,10 @@ from limbeck.compress.diswot.search import choices, evolve, neighbours
 from limbeck.core.data import Batch
 from limbeck.core.method import Clock
 from limbeck.core.rng import generator
-from limbeck.core.run import Run, run
+from limbeck.core.run import Run
 from limbeck.core.task import Budget, Task
 from limbeck.errors import NonFinite, UsageError
+from limbeck.runs.door import run
 
 CLASSES = 4
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from limbeck.core.data import Batch
 from limbeck.core.engine import fit
-from limbeck.core.run import Run, run
+from limbeck.core.run import Run
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
+from limbeck.runs.door import run
 from limbeck.vision.sla import SLA, Joint, aggregated, joint_loss, views
 
 SETS = [(1, 1), (2, 1), (4, 1), (1, 3), (1, 6), (2, 3), (4, 3), (4, 6)]

@@ -13,9 +13,10 @@ from limbeck.core.crowd import Crowd
 from limbeck.core.data import Batch
 from limbeck.core.engine import fit
 from limbeck.core.method import Clock
-from limbeck.core.run import Run, run
+from limbeck.core.run import Run
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
+from limbeck.runs.door import run
 from limbeck.vision.unic import KINDS, UNIC, distances, kept
 from limbeck.vision.unic.ladder import moments, on_grid, pooled, tokens
 from limbeck.vision.unic.probe import logistic

@@ -29,9 +29,10 @@ from limbeck.core.card import Card
 from limbeck.core.method import Method, Result
 from limbeck.core.passes import Passes
 from limbeck.core.rng import globals_kept
-from limbeck.core.run import Run, run
+from limbeck.core.run import Run
 from limbeck.core.task import Task
 from limbeck.registry import OWN, find, get, make
+from limbeck.runs.door import run
 
 __all__ = ["NO_FIT", "SEED", "Case", "NotApplicable", "world"]
 

@@ -19,10 +19,11 @@ from limbeck.core.data import reader_of
 from limbeck.core.evaluate import evaluating
 from limbeck.core.method import Objective, Result
 from limbeck.core.rng import generator, globals_kept
-from limbeck.core.run import Run, run
+from limbeck.core.run import Run
 from limbeck.core.tables import Table
 from limbeck.core.task import Task
 from limbeck.core.views import call_model, entries_of
+from limbeck.runs.door import run
 
 __all__ = ["GIVEN"]
 

@@ -20,22 +20,18 @@ from limbeck._loading import field_types
 from limbeck.check.case import Case, NotApplicable
 from limbeck.check.look import generators
 from limbeck.core.rng import globals_kept
-from limbeck.core.run import run
 from limbeck.errors import UsageError
 from limbeck.registry import make
+from limbeck.runs.door import run
 
 __all__ = ["HYPER", "others"]
 
 SECTIONS = ("Trained", "Source", "Relatives", "Example")
 # The words of `limbeck run` and of limbeck.run, which no field may take for itself.
 RESERVED = {
-    "world",
-    "task",
-    "seeds",
-    "epochs",
-    "dry",
-    "json",
-    "help",
+    *("world", "task", "seeds", "epochs", "steps", "batch", "lr", "precision", "accumulate"),
+    *("workers", "dry", "quiet", "json", "help", "teacher", "student", "data", "test", "target"),
+    *("room", "pretrained", "augment"),
     *inspect.signature(run).parameters,
 }
 

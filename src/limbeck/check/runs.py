@@ -17,10 +17,11 @@ from limbeck.core.data import reader_of
 from limbeck.core.evaluate import measure
 from limbeck.core.method import Result
 from limbeck.core.rng import globals_kept
-from limbeck.core.run import Run, run
+from limbeck.core.run import Run
 from limbeck.core.tables import Table
 from limbeck.core.task import Task, build_model
 from limbeck.registry import PACKAGE, make
+from limbeck.runs.door import run
 
 __all__ = ["RUNS", "stops"]
 

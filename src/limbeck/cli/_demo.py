@@ -95,7 +95,7 @@ class Job:
     def run(self) -> tuple[dict[str, Any], nn.Module]:
         """Run it, go on with it, or read it; gives what its result.json says, and the student."""
         from limbeck.core.objectives import Labels
-        from limbeck.core.run import run
+        from limbeck.runs.door import run
 
         result = run(
             Labels() if self.key == "scratch" else self.key,

@@ -189,7 +189,7 @@ def _execute(
         records.write(path, {"request": request})
     import torch
 
-    from limbeck.core.run import run as run_method
+    from limbeck.runs.door import run as run_method
 
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

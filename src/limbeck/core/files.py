@@ -27,6 +27,7 @@ from limbeck.errors import Missing, UsageError
 __all__ = [
     "Lock",
     "as_bytes",
+    "cache_folder",
     "digest_tensors",
     "map_tensor",
     "put_rows",
@@ -39,6 +40,12 @@ __all__ = [
 ]
 
 _PARTIAL = ".limbeck-partial"  # how the name of an unfinished file ends
+
+
+def cache_folder() -> Path:
+    """Give the folder of all that limbeck keeps for later: LIMBECK_CACHE, or ~/.cache/limbeck."""
+    given = os.environ.get("LIMBECK_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "limbeck"
 
 
 def refusal(path: str | os.PathLike[str], error: BaseException, doing: str = "write") -> UsageError:

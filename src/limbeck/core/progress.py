@@ -12,15 +12,15 @@ from typing import Any
 from limbeck.core import processes
 from limbeck.errors import UsageError, nearest
 
-KINDS = ("none", "bar", "json")
+KINDS = ("none", "text", "bar", "json")
 Tick = Callable[[int, Mapping[str, Any] | None], None]
 
 
 class Progress:
     """What is shown.
 
-    "none" is silent; "bar" draws a line for each stage on a terminal; "json" prints an object for
-    each logged step to stderr.
+    "none" is silent; "text" says sentences only; "bar" draws a line for each stage on a terminal;
+    "json" prints an object for each logged step to stderr.
     """
 
     def __init__(self, kind: str) -> None:
@@ -31,12 +31,19 @@ class Progress:
     @contextlib.contextmanager
     def __call__(self, stage: str, steps: int, start: int) -> Iterator[Tick]:
         """A stage's progress; call what it gives with (steps done, values of the terms or None)."""
-        if self.kind == "none" or processes.rank():
+        if self.kind in ("none", "text") or processes.rank():
             yield lambda done, row: None
         elif self.kind == "json":
             yield lambda done, row: self._print(stage, steps, done, row)
         else:
             yield from self._bar(stage, steps, start)
+
+    def say(self, sentence: str) -> None:
+        """A sentence for whoever watches, on stderr; as JSON where the progress is."""
+        if self.kind == "none" or processes.rank():
+            return
+        told = json.dumps({"note": sentence}) if self.kind == "json" else sentence
+        print(told, file=sys.stderr, flush=True)
 
     @staticmethod
     def _print(stage: str, steps: int, done: int, row: Mapping[str, Any] | None) -> None:

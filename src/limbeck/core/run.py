@@ -1,9 +1,7 @@
-"""The run around all fits: seed, folder, device, what is remembered, and the front door."""
+"""The run around all fits: seed, folder, device, and what is remembered."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,15 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.core import checkpoints, identity, processes
-from limbeck.core.data import Table, reader_of
+from limbeck.core import processes
 from limbeck.core.devices import Devices
-from limbeck.core.evaluate import measure, score_teacher
-from limbeck.core.files import write_json
 from limbeck.core.journal import Journal
-from limbeck.core.method import Method, Result
 from limbeck.core.progress import Progress
-from limbeck.core.rng import generator, globals_kept
+from limbeck.core.rng import generator
 from limbeck.core.task import Task
 
 _CURRENT: ContextVar[Run | None] = ContextVar("limbeck_run", default=None)
@@ -105,92 +99,3 @@ class Run(Journal):
     def __exit__(self, *error: object) -> None:
         _CURRENT.reset(self._token)
         self.devices.close()
-
-
-def run(
-    method: str | Method,
-    task: Task,
-    *,
-    seed: int = 0,
-    out: str | Path | None = None,
-    taps: Mapping[str, Any] | None = None,
-    device: str | None = None,
-    checkpoint: int | None = None,
-    progress: str = "none",
-    trackers: tuple[str, ...] = (),
-    command: str | None = None,
-    **fields: Any,
-) -> Result:
-    """Run a method on a task.
-
-    Args:
-        method: a key ("kd", "kd(tau=2)"), a FILE.py with a card, or a method.
-        task: what a user brings.
-        seed: all randomness is a function of it.
-        out: the run's folder; an unfinished run of the same kind in it goes on where it was.
-        taps: added to the task's.
-        device: "cpu", "cuda", ...; Accelerate's choice when None.
-        checkpoint: steps between checkpoints; an epoch or a tenth of the fit when None.
-        progress: "none", "bar" or "json".
-        trackers: names of Accelerate's trackers ("tensorboard", "wandb", "mlflow").
-        command: written into run.json.
-        fields: the method's hyper-parameters.
-
-    Returns:
-        The result; `facts` holds the scores and what result.json says.
-    """
-    from limbeck import registry
-
-    chosen: Any = method
-    if isinstance(method, str):
-        chosen = registry.make(method, **fields)
-    elif fields:
-        chosen = dataclasses.replace(chosen, **fields)
-    if taps:
-        task = dataclasses.replace(task, taps={**task.taps, **taps})
-    identity.check_task(task, chosen)
-    folder = Path(out) if out is not None else None
-    with (
-        Run(task, seed, folder, device, checkpoint, Progress(progress), trackers) as active,
-        globals_kept(),
-    ):
-        told = identity.record(chosen, task, seed, command)
-        if folder is not None:
-            identity.open_folder(folder, told, task)
-        result: Result = chosen.run(task)
-        _finish(active, chosen, task, result, told)
-    return result
-
-
-def _finish(active: Run, method: Method, task: Task, result: Result, told: dict[str, Any]) -> None:
-    """Scores and files of a finished run."""
-    facts: dict[str, Any] = {k: told[k] for k in ("method", "fields", "world", "seed")}
-    if result.model is not None and task.set_or_none(task.judged) is not None:
-        table = Table(task.set(task.judged), task.judged)
-        value = measure(
-            result.model, table, task.score, reader_of(task.readers, "student"), active.device
-        )
-        facts |= {"score": value, "score_of": task.judged, "score_name": task.score.name}
-        facts["teacher"] = score_teacher(task, table, active.device)
-    if result.model is not None:
-        facts["parameters"] = sum(p.numel() for p in result.model.parameters())
-    if result.scores is not None:
-        facts["scores"] = dict(result.scores)
-    if result.report is not None:
-        facts["report"] = dict(result.report)
-    facts["stages"] = active.stages
-    result.facts = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()
-    }
-    if active.folder is not None:
-        folder = active.folder
-        processes.by_the_first(lambda: _write(folder, result))
-
-
-def _write(folder: Path, result: Result) -> None:
-    """The files of a finished run; result.json comes last, and says that it is finished."""
-    if result.model is not None:
-        checkpoints.save(folder / "student.safetensors", checkpoints.of_module(result.model))
-    if isinstance(result.data, dict):
-        checkpoints.save(folder / "data.safetensors", result.data)
-    write_json(folder / "result.json", result.facts)

@@ -157,6 +157,9 @@ class Task:
         taps: {"mid": (teacher path, student path)}: where in each model a view entry is read.
         readers: {"teacher": f, "student": g}: from a batch's raw x to what the side's model takes.
         classes: the number of classes; from the labels when None.
+        name: for the names of folders.
+        notes: sentences on how the task was made (a split, a guess), to be said before it runs.
+        about: plain facts for whoever uses the student later: what its inputs are, class names.
     """
 
     teacher: Any
@@ -171,6 +174,8 @@ class Task:
     readers: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     classes: int | None = None
     name: str = "task"
+    notes: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for side in ("teacher", "student"):

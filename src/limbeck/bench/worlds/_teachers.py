@@ -7,7 +7,6 @@ models and loop. Whatever is changed there is trained anew; nothing stale is rea
 
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from limbeck.bench.worlds import _families, _models
-from limbeck.core.files import digest_tensors, write_atomic
+from limbeck.core.files import cache_folder, digest_tensors, write_atomic
 from limbeck.core.rng import generator, globals_kept, seed_globals
 from limbeck.errors import UsageError
 
@@ -43,12 +42,6 @@ class Recipe:
     batch: int = 64
     lr: float = 3e-3
     weight_decay: float = 0.05
-
-
-def cache_folder() -> Path:
-    """Give the folder of all that limbeck keeps for later: LIMBECK_CACHE, or ~/.cache/limbeck."""
-    given = os.environ.get("LIMBECK_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "limbeck"
 
 
 def trained(

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from limbeck.bench.worlds._build import Plan, Sets, build, stratified, whole
-from limbeck.bench.worlds._teachers import Recipe, Samples, cache_folder
+from limbeck.bench.worlds._teachers import Recipe, Samples
+from limbeck.core.files import cache_folder
 from limbeck.core.task import Task
 from limbeck.errors import Missing, UsageError, nearest
 

@@ -1,0 +1,190 @@
+"""How models and data are named in a few words; no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from limbeck.errors import Missing, UsageError, nearest
+
+__all__ = ["ROOMS", "Data", "Model", "data_of", "model_of", "room_of"]
+
+ROOMS = ("vision", "language", "plain")
+"""The rooms that make tasks; `plain` is for modules on tensors and tables."""
+
+LIBRARIES = ("timm", "torchvision", "hf")
+TABLES = (".csv", ".tsv", ".npz", ".safetensors", ".parquet")
+TEXTS = (".jsonl", ".json", ".txt")
+
+_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][\w.]*)")
+_MODEL = "timm:NAME, torchvision:NAME, hf:ID, FILE.py:NAME, a run's folder"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in words.
+
+    `kind` says where it comes from, `name` which it is there ("resnet18"; of a file's model its
+    path and name), `weights` is a safetensors file for it.
+    """
+
+    text: str
+    kind: Literal["none", "timm", "torchvision", "hf", "file", "gguf", "run", "cache", "url"]
+    name: str
+    weights: str | None = None
+
+    @property
+    def short(self) -> str:
+        """Its name in a sentence or in a folder's name."""
+        if self.kind == "file":
+            return self.name.rpartition(":")[2]
+        if self.kind == "url":
+            return "served"
+        return self.name.rstrip("/").rpartition("/")[2] or self.name
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data in words; `kind` as for models, with `pictures` a folder and `table`, `text` files."""
+
+    text: str
+    kind: Literal["hf", "sklearn", "file", "pictures", "table", "text"]
+    name: str
+
+    @property
+    def short(self) -> str:
+        """Its name in a sentence or in a folder's name."""
+        if self.kind == "file":
+            return self.name.rpartition(":")[2]
+        return Path(self.name).stem if self.kind != "hf" else self.name.rpartition("/")[2]
+
+
+def model_of(text: str, side: str) -> Model:
+    """Read the words for a model.
+
+    Args:
+        text: such as "timm:resnet18", "timm:resnet18@weights.safetensors", "hf:microsoft/resnet-18"
+            "nets.py:Student", "runs/first", "https://host/predict", or "none".
+        side: "teacher" or "student", for the sentence.
+
+    Raises:
+        UsageError: it reads as nothing that a model can be.
+        Missing: the file or folder is not there.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f"the {side} is {text!r}; give {_MODEL}")
+    if text.startswith(("http://", "https://")):
+        if side == "student":
+            raise UsageError(f"a student is trained here, so it cannot be served from {text}")
+        return Model(text, "url", text)
+    if text == "none":
+        if side == "student":
+            raise UsageError(f"the student is 'none'; give {_MODEL}")
+        return Model(text, "none", "none")
+    name, _, weights = text.partition("@")
+    _check_weights(weights, side, "@" in text)
+    head, colon, rest = name.partition(":")
+    if found := _FILE.fullmatch(name):
+        _exists(found["file"], side)
+        return Model(text, "file", name, weights or None)
+    if colon and head in LIBRARIES:
+        if not rest:
+            raise UsageError(f"the {side} is '{text}'; name a model after '{head}:'")
+        return Model(text, head, rest, weights or None)  # type: ignore[arg-type]
+    if name.endswith(".gguf"):
+        _exists(name, side)
+        return Model(text, "gguf", name)
+    return _of_place(text, name, side)
+
+
+def _of_place(text: str, name: str, side: str) -> Model:
+    place = Path(name)
+    if not place.exists():
+        head = name.partition(":")[0]
+        near = nearest(head, LIBRARIES) if ":" in name else f"; give {_MODEL}"
+        raise Missing(f"the {side} '{text}' is no file, folder or library that is known{near}")
+    if (place / "run.json").exists():
+        return Model(text, "run", name)
+    if (place / "cache.json").exists():
+        if side == "student":
+            raise UsageError(
+                f"{name} holds a teacher's outputs, which are no student; give {_MODEL}"
+            )
+        return Model(text, "cache", name)
+    if name.endswith(".py"):
+        raise UsageError(f"the {side} is '{text}'; name the model in it, as {name}:NAME")
+    raise UsageError(f"the {side} '{text}' is neither a run's folder nor a cache; give {_MODEL}")
+
+
+def _check_weights(weights: str, side: str, given: bool) -> None:
+    if not given:
+        return
+    if not weights.endswith(".safetensors"):
+        raise UsageError(
+            f"the {side}'s weights are '{weights}'; give a .safetensors file (nothing is unpickled)"
+        )
+    _exists(weights, side)
+
+
+def _exists(file: str, side: str) -> None:
+    if not Path(file).is_file():
+        raise Missing(f"there is no file {file} for the {side}")
+
+
+def data_of(text: str, flag: str = "--data") -> Data:
+    """Read the words for data.
+
+    Args:
+        text: a folder of pictures, a file, "hf:ID", "sklearn:digits" or "FILE.py:NAME".
+        flag: which it was given with, for the sentence.
+
+    Raises:
+        UsageError: it reads as nothing that data can be.
+        Missing: the file or folder is not there.
+    """
+    usual = "a folder of pictures, a .csv or .npz file, hf:ID, sklearn:NAME or FILE.py:NAME"
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f"{flag} is {text!r}; give {usual}")
+    head, colon, rest = text.partition(":")
+    if colon and head in ("hf", "sklearn"):
+        if not rest:
+            raise UsageError(f"{flag} is '{text}'; name a data set after '{head}:'")
+        return Data(text, head, rest)  # type: ignore[arg-type]
+    if found := _FILE.fullmatch(text):
+        if not Path(found["file"]).is_file():
+            raise Missing(f"there is no file {found['file']} for {flag}")
+        return Data(text, "file", text)
+    place = Path(text)
+    if place.is_dir():
+        return Data(text, "pictures", text)
+    if not place.exists():
+        raise Missing(f"{flag} names '{text}', which is not there; give {usual}")
+    for kinds, kind in ((TABLES, "table"), (TEXTS, "text")):
+        if place.suffix.lower() in kinds:
+            return Data(text, kind, text)  # type: ignore[arg-type]
+    raise UsageError(f"{flag} is '{text}', a kind of file that is not read; give {usual}")
+
+
+def room_of(teacher: Model, student: Model, data: Data, given: str | None = None) -> str:
+    """Choose the room that makes the task, by the kinds of models and data.
+
+    Raises:
+        UsageError: no such room, or it is not clear which.
+    """
+    if given is not None:
+        if given not in ROOMS:
+            raise UsageError(f"no room called '{given}' makes tasks{nearest(given, ROOMS)}")
+        return given
+    kinds = {teacher.kind, student.kind}
+    if "gguf" in kinds or data.kind == "text":
+        return "language"
+    if kinds & {"timm", "torchvision"} or data.kind == "pictures":
+        return "vision"
+    if "hf" in kinds or data.kind == "hf":
+        raise UsageError(
+            "it is not clear whether these models and data are of pictures or of text; "
+            "say --room vision or --room language"
+        )
+    return "plain"
