@@ -127,7 +127,8 @@ class Layer(NamedTuple):
 
 
 BASE = "accelerate numpy rich safetensors sklearn torch"
-LIGHT = "core.card errors registry _shelf _source _values"  # imports no torch, see below
+# imports no torch, see below
+LIGHT = "core.card core.sources.specs errors registry _shelf _source _values"
 LAYERS = {
     "top": Layer(None, "", f"cli {LIGHT}"),
     "core": Layer("core errors registry __version__", "accelerate numpy rich safetensors torch"),

@@ -161,7 +161,7 @@ def test_resume_before_the_first_checkpoint_begins_again_and_after_the_end_says_
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("run", "kdd", "--task", "task.py:make"), "did you mean 'kd'"),
+        (("run", "fitnet", "--task", "task.py:make"), "did you mean 'fitnets'"),
         (("run", "kd", "--task", "task.py:make", "--tua", "2"), "did you mean '--tau'"),
         (
             ("run", "kd", "--task", "task.py:make", "--tau", "-1"),

@@ -649,3 +649,41 @@ def test_a_task_can_be_given_to_one_fit():
 
 def test_nets_of_the_probes_hold_what_they_should():
     assert isinstance(Net().norm, nn.BatchNorm1d)
+
+
+def test_norms_are_of_each_terms_gradient_in_the_student_over_the_whole_step():
+    """Against the gradient of a weighted term by hand, for one micro-batch and for two."""
+
+    class Two(Objective):
+        def terms(self, parts, s, t, batch, clock):
+            fixed = (parts.scale * torch.ones(())).sum()
+            return {
+                "near": 3 * F.cross_entropy(s.logits, batch.y),
+                "parts": fixed,  # does not reach the student
+            }
+
+        def build(self, s, t, batch, facts):
+            parts = nn.Module()
+            parts.scale = nn.Parameter(torch.ones(2))
+            return parts
+
+    x, y = torch.randn(8, 5, generator=torch.Generator().manual_seed(3)), torch.arange(8) % 3
+    student = nn.Linear(5, 3)
+
+    def by_hand(rows):
+        loss = 3 * F.cross_entropy(student(x[rows]), y[rows])
+        grads = torch.autograd.grad(loss, list(student.parameters()))
+        return float(sum((g**2).sum() for g in grads) ** 0.5)
+
+    order = torch.randperm(8, generator=generator(0, 0, "order"))
+    for accumulate, expected in (
+        (1, by_hand(order)),
+        (2, (by_hand(order[:4]) + by_hand(order[4:])) / 2),
+    ):
+        budget = Budget(steps=1, batch=8, accumulate=accumulate)
+        task = Task(None, student, (x, y), budget=budget)
+        log = fit(
+            Two(), copy.deepcopy(student), Nobody(), task.batches(), name="fit", task=task
+        ).log
+        assert log[0]["norms"]["near"] == pytest.approx(expected, rel=1e-5)
+        assert log[0]["norms"]["parts"] == 0

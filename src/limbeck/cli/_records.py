@@ -10,7 +10,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from limbeck.core.card import call
 from limbeck.errors import Missing, UsageError
 
 _SECRET = ("key", "token", "secret", "password")
@@ -74,22 +73,37 @@ def masked(words: list[str]) -> str:
     return shlex.join(out)
 
 
-def digest(task: str) -> str:
-    """A digest of the file of FILE.py:FUNCTION."""
-    file = task.rpartition(":")[0]
+def digest_of(file: str) -> str:
+    """A digest of a file that will be executed.
+
+    Raises:
+        Missing: there is no such file.
+    """
     try:
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError:
-        told = f"there is no file {file or task}; give the task as FILE.py:FUNCTION"
-        raise Missing(told) from None
+        raise Missing(f"there is no file {file}") from None
 
 
-def free_folder(request: dict[str, Any], seed: int | None) -> Path:
-    """runs/KEY-WORLD-sSEED, or the next one like it that is not there yet."""
-    where = request["world"]
-    world = call(where)[0] if where else Path(request["task_file"].rpartition(":")[0]).stem
-    end = "" if seed is None else f"-s{seed}"
-    folder = Path("runs") / f"{Path(request['method']).stem}-{world}{end}"
+def check_unchanged(folder: Path, request: dict[str, Any]) -> None:
+    """Refuse to execute files that have changed since a run began.
+
+    Raises:
+        UsageError: one has, or is gone.
+    """
+    for file, then in request.get("hashes", {}).items():
+        try:
+            same = digest_of(file) == then
+        except Missing:
+            same = False
+        if not same:
+            what = f"{file} has changed since the run in {folder} began, so it is not executed"
+            raise UsageError(f"{what}; put it back, or run anew")
+
+
+def free_folder(name: str) -> Path:
+    """runs/NAME, or the next one like it that is not there yet."""
+    folder = Path("runs") / name
     more = (folder.with_name(f"{folder.name}-{i}") for i in range(2, 10_000))
     return next(f for f in (folder, *more) if not f.exists())
 
@@ -99,8 +113,9 @@ def sentence(facts: dict[str, Any], folder: Path) -> str:
     head = f"{facts.get('method')}, seed {facts.get('seed')}"
     if "score" in facts:
         told = f"{facts['score_name']} {facts['score']:.4f} on {facts['score_of']}"
-        if facts.get("teacher") is not None:
-            told += f" (teacher {facts['teacher']:.4f})"
+        others = [("teacher", "teacher"), ("baseline", "student alone")]
+        beside = [f"{word} {facts[k]:.4f}" for k, word in others if facts.get(k) is not None]
+        told += f" ({', '.join(beside)})" if beside else ""
     elif "scores" in facts:
         scores = facts["scores"]
         best = max(scores, key=scores.get)
@@ -115,7 +130,7 @@ def summary(facts: list[dict[str, Any]]) -> dict[str, Any]:
     same = ("method", "fields", "world", "score_of", "score_name", "parameters")
     out: dict[str, Any] = {k: facts[0][k] for k in same if k in facts[0]}
     out["seeds"] = [f["seed"] for f in facts]
-    for name in ("score", "teacher"):
+    for name in ("score", "teacher", "baseline"):
         values = [f[name] for f in facts if f.get(name) is not None]
         if values:
             sd = statistics.stdev(values) if len(values) > 1 else 0.0

@@ -3,30 +3,83 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.cli import _records as records
+from limbeck.core.card import parse_needs
 from limbeck.errors import Missing, UsageError
+from limbeck.registry import find
 
 if TYPE_CHECKING:
+    from limbeck.core.method import Result
     from limbeck.core.task import Task
+
+_MAKERS = {"vision": "limbeck.vision._kit.task", "plain": "limbeck.core.plain"}
+"""Who makes tasks of models and data: a function `task` in each."""
+
+_TAPPED = ("mid", "feature", "embedding")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A finished run, as it was: its task (the teacher trained), its result, and its request."""
+
+    task: Task
+    result: Result
+    request: dict[str, Any]
 
 
 def task_of(request: dict[str, Any]) -> Task:
-    """The task that was asked for, with the budget that was asked for."""
-    if request["task_file"]:
+    """The task that was asked for, with the budget and taps that were asked for."""
+    if request["own"]:
+        task = _made(request["own"])
+    elif request["task_file"]:
         task = load_task(request["task_file"])
     else:
         from limbeck.bench import worlds
 
-        task = worlds.make(request["world"], seed=request["seed"])
-    if request["epochs"] or request["steps"]:
-        budget = replace(task.budget, epochs=request["epochs"], steps=request["steps"])
-        task = replace(task, budget=budget)
+        task = worlds.make(request["world"], seed=request.get("seed", 0))
+    given = dict(request["budget"])
+    if "lr" in given:
+        given["optimiser"] = replace(task.budget.optimiser, lr=given.pop("lr"))
+    if "steps" in given or "epochs" in given:
+        given = {"steps": None, "epochs": None, **given}
+    taps = {name: tuple(paths) for name, paths in request["taps"].items()}
+    task = replace(task, budget=replace(task.budget, **given), taps={**task.taps, **taps})
+    return _with_taps(task, request.get("method")) if request["own"] else task
+
+
+def _made(own: dict[str, Any]) -> Task:
+    """The task that a room makes of words for models and data."""
+    room = own["room"]
+    if room not in _MAKERS:
+        raise UsageError(
+            f"the room '{room}' makes no tasks from words yet; give one as --task FILE.py:FUNCTION"
+        )
+    maker = importlib.import_module(_MAKERS[room])
+    words = {k: v for k, v in own.items() if k not in ("room", "teacher", "student", "data")}
+    task: Task = maker.task(own["teacher"], own["student"], own["data"], **words)
     return task
+
+
+def _with_taps(task: Task, method: str | None) -> Task:
+    """The task with proposed taps, where the method reads inside and none are given."""
+    needs = parse_needs(find(method).card.needs) if method else ()
+    wanted = {n.name for need in needs for some in need for n in some if n.side != "data"}
+    missing = [name for name in _TAPPED if name in wanted and name not in task.taps]
+    if not missing:
+        return task
+    from limbeck.core.layout import propose
+
+    taps = propose(task, missing)
+    told = " ".join(f"{name}={','.join(map(str, paths))}" for name, paths in taps.items())
+    note = f"{method} reads inside the models, and this is a guess at where: --taps {told}"
+    return replace(task, taps={**task.taps, **taps}, notes=(*task.notes, note))
 
 
 def load_task(where: str) -> Task:
@@ -56,12 +109,40 @@ def load_task(where: str) -> Task:
     return task
 
 
+def reopen(folder: Path) -> Opened:
+    """A finished run that was begun from the command line, replayed from its stored stages.
+
+    Raises:
+        UsageError: it is not finished, was begun from Python, or its files have changed.
+    """
+    told = records.read(folder / "run.json")
+    request = told.get("request")
+    if not isinstance(request, dict):
+        raise UsageError(f"the run in {folder} was begun from Python, so only Python can open it")
+    if not (folder / "result.json").exists():
+        raise UsageError(
+            f"the run in {folder} is not finished; go on with: limbeck resume {folder}"
+        )
+    records.check_unchanged(folder, request)
+    from limbeck.runs.door import again
+
+    task, result = again(
+        request["method"],
+        task_of(request),
+        seed=request["seed"],
+        out=folder,
+        device=request["device"],
+        **tuples(request["given"]),
+    )
+    return Opened(task, result, request)
+
+
 def value(text: str) -> Any:
     """A flag's text as the literal that it is, or as text."""
     plain = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
     try:
         return ast.literal_eval(plain)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
 
 

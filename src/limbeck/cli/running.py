@@ -10,60 +10,58 @@ from pathlib import Path
 from typing import Any
 
 from limbeck._source import outline
+from limbeck.cli import _flags as flags
 from limbeck.cli import _records as records
 from limbeck.cli import _tasks as tasks
 from limbeck.cli._parser import Parser
-from limbeck.core.card import call
 from limbeck.errors import UsageError
 from limbeck.registry import Entry, find
 
 __all__ = ["resume", "run"]
 
 _ABOUT = """\
-Teach a student with a method. The run's folder keeps the student, the scores and the log; a run
-that was stopped goes on with `limbeck resume DIR`, to the same bits."""
-_WORLD = (
-    "a ready-made task, as digits or \"digits(teacher='cnn', student='mlp')\"; the method's own"
-)
-_TASK = "your own task: a function without arguments that gives a limbeck.Task"
-_OUT = "the run's folder (runs/KEY-WORLD-sSEED); an unfinished run of the same kind in it goes on"
+Teach a student with a method. The run's folder keeps the student, the scores, the log and a report;
+a run that was stopped goes on with `limbeck resume DIR`, to the same bits."""
+_OUT = "the run's folder (runs/KEY-TASK-sSEED); an unfinished run of the same kind in it goes on"
 
 
 def _parser(entry: Entry | None) -> Parser:
     told = "the method's fields are options too; name a method before --help to see them"
     if entry is not None:
-        told = f"the last options are the method's fields; see `limbeck show {entry.card.key}`"
+        told = f"the method's own options are its fields; see `limbeck show {entry.card.key}`"
     parser = Parser(
         "run",
         _ABOUT,
         (
-            "limbeck run kd --world digits --seeds 3",
-            "limbeck run fitnets --task my_task.py:make --epochs 20 --out runs/first",
-            "limbeck run kd --world \"digits(teacher='resnet', student='mlp')\" --tau 2 --dry",
+            "limbeck run kd --teacher timm:resnet50 --student timm:resnet18 --data photos/",
+            "limbeck run kd --teacher nets.py:big --student nets.py:small --data x.csv --baseline",
+            "limbeck run fitnets --world digits --seeds 3",
+            "limbeck run kd --task my_task.py:make --tau 2 --dry",
         ),
         more=told,
     )
     add = parser.add_argument
     add("method", metavar="KEY", help="a method's key, or a FILE.py with a card")
-    add("--world", help=_WORLD)
-    add("--task", metavar="FILE.py:FUNCTION", help=_TASK)
     add("--seed", type=int, default=0, help="all randomness is a function of it (0)")
     add(
         "--seeds", type=int, default=1, metavar="N", help="N seeds from --seed on, and their spread"
     )
+    add("--baseline", action="store_true", help="train the student without a teacher as well")
     add("--out", metavar="DIR", help=_OUT)
-    add("--epochs", type=float, help="instead of the task's budget")
-    add("--steps", type=int, help="instead of the task's budget")
-    add("--device", help="cpu, cuda, ... (what there is)")
     add("--dry", action="store_true", help="say shapes, parts and seconds a step; train nothing")
     add("--quiet", action="store_true", help="no progress")
     add(
         "--json", action="store_true", help="progress as JSON lines on stderr, the result on stdout"
     )
+    flags.add_task(parser)
+    flags.add_budget(parser)
+    group = parser.add_argument_group("the method's fields") if entry else parser
     for field in outline(entry.path).fields if entry else ():
         about = f"{field.help or 'a field of the method'} ({field.default})".replace("%", "%%")
         flag = f"--{field.name.replace('_', '-')}"
-        add(flag, dest=f"field_{field.name}", metavar=field.type.upper()[:24], help=about)
+        group.add_argument(
+            flag, dest=f"field_{field.name}", metavar=field.type.upper()[:24], help=about
+        )
     return parser
 
 
@@ -78,7 +76,8 @@ def run(argv: list[str]) -> int:
         return _dry(request, args.seed)
     many = args.seeds > 1
     seed = None if many else args.seed
-    base = Path(args.out) if args.out else records.free_folder(request, seed)
+    name = f"{entry.card.key}-{flags.name_of(request)}" + ("" if seed is None else f"-s{seed}")
+    base = Path(args.out) if args.out else records.free_folder(name)
     first = _first()
     facts = []
     for seed in range(args.seed, args.seed + args.seeds):
@@ -103,38 +102,26 @@ def run(argv: list[str]) -> int:
 
 def _request(entry: Entry, args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
     """What was asked for, as run.json keeps it."""
-    if args.world and args.task:
-        raise UsageError("both --world and --task are given; a run has one task")
-    for name in ("seeds", "steps", "epochs"):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise UsageError(f"--{name} is {value}; it must be above 0")
+    if args.seeds < 1:
+        raise UsageError(f"--seeds is {args.seeds}; it must be above 0")
     if args.seeds > 1 and args.dry:
         raise UsageError("--dry looks at one seed; leave --seeds out")
     given = {k[6:]: v for k, v in vars(args).items() if k.startswith("field_")}
-    request = {
+    return {
         "method": str(entry.path.resolve()) if entry.room == "own" else entry.card.key,
         "given": {k: tasks.value(v) for k, v in given.items() if v is not None},
-        "world": None if args.task else args.world or entry.card.world,
-        "task_file": None,
-        "epochs": args.epochs,
-        "steps": args.steps,
-        "device": args.device,
+        "baseline": args.baseline,
+        **flags.asked(args, entry.card.world),
         "command": records.masked(["limbeck", "run", *argv]),
     }
-    if args.task:
-        file, _, name = args.task.rpartition(":")
-        request["task_hash"] = records.digest(args.task)
-        request["task_file"] = f"{Path(file).resolve()}:{name}"
-    else:
-        call(request["world"])
-    return request
 
 
 def _progress(args: argparse.Namespace) -> str:
-    if args.quiet or not (sys.stderr.isatty() or getattr(args, "json", False)):
+    if args.quiet:
         return "none"
-    return "json" if getattr(args, "json", False) else "bar"
+    if getattr(args, "json", False):
+        return "json"
+    return "bar" if sys.stderr.isatty() else "text"
 
 
 def resume(argv: list[str]) -> int:
@@ -164,11 +151,7 @@ def _resume_one(folder: Path, progress: str) -> None:
     if not isinstance(request, dict):
         how = f"go on with limbeck.run(..., out='{folder}') and the same task"
         raise UsageError(f"the run in {folder} was begun from Python; {how}")
-    task = request.get("task_file")
-    if task and records.digest(task) != request.get("task_hash"):
-        file = task.rpartition(":")[0]
-        what = f"{file} has changed since the run in {folder} began, so it is not executed"
-        raise UsageError(f"{what}; put it back, or run anew")
+    records.check_unchanged(folder, request)
     facts = _execute(request, folder, progress, told.get("threads"))
     if _first():
         print(records.sentence(facts, folder))
@@ -199,6 +182,7 @@ def _execute(
             tasks.task_of(request),
             seed=request["seed"],
             out=folder,
+            baseline=request["baseline"],
             device=request["device"],
             progress=progress,
             command=request["command"],
@@ -215,6 +199,8 @@ def _dry(request: dict[str, Any], seed: int) -> int:
     from limbeck.core.dry import look
 
     task = tasks.task_of({**request, "seed": seed})
+    for note in task.notes:
+        print(note, file=sys.stderr)
     for line in look(
         request["method"], task, seed, request["device"], tasks.tuples(request["given"])
     ):

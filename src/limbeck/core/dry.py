@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from limbeck.core import identity
 from limbeck.core.rng import globals_kept
 from limbeck.core.run import Run
 from limbeck.core.task import Task
+from limbeck.core.teachers import Frozen
+from limbeck.core.untrained import Untrained
 
 _STEPS = 4  # the first one warms up
 
@@ -28,6 +31,9 @@ def look(
     """Lines on a method's first fit on this task, from its first few steps, in memory."""
     chosen = registry.make(method, **fields)
     identity.check_task(task, chosen)
+    teacher = task.the_teacher()
+    if isinstance(teacher, Untrained):
+        task = replace(task, teacher=Frozen(teacher.new()))
     yield repr(chosen)
     if not chosen.card.stages:
         yield "it trains nothing"

@@ -93,6 +93,16 @@ def open_folder(folder: Path, told: dict[str, Any], task: Task) -> None:
     processes.by_the_first(lambda: _open(folder, told, task))
 
 
+def compare(folder: Path, told: dict[str, Any], task: Task) -> None:
+    """Refuse a folder that holds another run than this one.
+
+    Raises:
+        Missing: it holds none.
+        UsageError: it holds another.
+    """
+    _compare(folder, read_json(folder / "run.json"), _json({**told, "task": task_digests(task)}))
+
+
 def _open(folder: Path, told: dict[str, Any], task: Task) -> None:
     told = _json({**told, "task": task_digests(task)})
     path = folder / "run.json"

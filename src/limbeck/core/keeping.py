@@ -27,12 +27,17 @@ class Keeping(Passes):
     def _log(self, step: int, values: Mapping[str, Tensor]) -> None:
         """A row with the value of each term, over all processes."""
         told = {n: processes.summed(v.float().clone()) for n, v in values.items()}
-        row = {
+        row: dict[str, Any] = {
             "stage": self.stage,
             "step": step,
             "lr": self.phases[-1][1].groups[0][2].param_groups[0]["lr"],
             "terms": {n: float(v) for n, v in told.items()},
         }
+        if self.norms:
+            # each is of a share of the step, so their sum is the mean over its micro-batches
+            each = {n: processes.summed(v.float().clone()) for n, v in self.norms.items()}
+            row["norms"] = {n: float(v) for n, v in each.items()}
+            self.norms = {}
         self.log.append(row)
         self.r.log(row)
 

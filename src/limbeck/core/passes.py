@@ -17,7 +17,7 @@ from limbeck.core.evaluate import evaluating
 from limbeck.core.method import Clock, Given, Objective, Term
 from limbeck.core.rng import seed_layers
 from limbeck.core.run import Run
-from limbeck.core.step import Step, Unmoved, check_terms, marked, value_of
+from limbeck.core.step import Step, Unmoved, check_terms, marked, norms_of, value_of
 from limbeck.core.task import Budget
 from limbeck.core.teacher import Teacher
 from limbeck.core.updates import Gradients, Moves, PerTerm, Phase, added, all_added
@@ -56,6 +56,8 @@ class Passes:
     looks: bool  # whether a phase only looks
     trainable: int
     log_every: int
+    norm_every: int  # a multiple of log_every
+    norms: dict[str, Tensor]  # of the terms' gradients in the student
     plain: set[str]  # phases whose gradients the wrapper may reduce
 
     def clock(
@@ -189,6 +191,9 @@ class Passes:
                     guard.check()
                 seen.append(looked)
                 shares = {n: value_of(n, v, self.of, totals) for n, v in terms.items()}
+                if step % self.norm_every == 0:
+                    for n, v in norms_of(terms, shares, self.student).items():
+                        self.norms[n] = self.norms[n] + v if n in self.norms else v
                 self._backward(terms, shares, moves, grads, ddp)
             for n, v in shares.items():
                 values[n] = values[n] + v.detach() if n in values else v.detach()

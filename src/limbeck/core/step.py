@@ -90,6 +90,28 @@ def value_of(name: str, term: Term, of: int, counts: Mapping[str, Tensor]) -> Te
     return term / of if of > 1 else term
 
 
+def norms_of(
+    terms: Mapping[str, Term], shares: Mapping[str, Tensor], student: nn.Module
+) -> dict[str, Tensor]:
+    """The norm of the student's gradient of each weighted term; none of ready gradients.
+
+    Nothing of sharded parameters, of which a process has a part only.
+    """
+    params = [p for p in student.parameters() if p.requires_grad]
+    if any(hasattr(p, "device_mesh") for p in params):
+        return {}
+    out = {}
+    for name, share in shares.items():
+        if isinstance(terms[name], Given):
+            continue
+        found: list[Tensor] = []
+        if share.requires_grad and params:
+            grads = torch.autograd.grad(share, params, retain_graph=True, allow_unused=True)
+            found = [g for g in grads if g is not None]
+        out[name] = torch.nn.utils.get_total_norm(found) if found else share.new_zeros(())
+    return out
+
+
 def marked(batch: Batch, shown: Batch) -> Batch:
     """The batch as a teacher sees it; marked where its inputs are not the data's own."""
     return shown if shown.columns["x"] is batch.columns["x"] else shown.replace(changed=True)

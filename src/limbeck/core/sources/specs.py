@@ -9,7 +9,7 @@ from typing import Literal
 
 from limbeck.errors import Missing, UsageError, nearest
 
-__all__ = ["ROOMS", "Data", "Model", "data_of", "model_of", "room_of"]
+__all__ = ["ROOMS", "Data", "Model", "data_of", "model_of", "placed", "room_of"]
 
 ROOMS = ("vision", "language", "plain")
 """The rooms that make tasks; `plain` is for modules on tensors and tables."""
@@ -165,6 +165,21 @@ def data_of(text: str, flag: str = "--data") -> Data:
         if place.suffix.lower() in kinds:
             return Data(text, kind, text)  # type: ignore[arg-type]
     raise UsageError(f"{flag} is '{text}', a kind of file that is not read; give {usual}")
+
+
+def placed(source: Model | Data) -> str:
+    """The same words with absolute paths."""
+    words = source.text
+    if source.kind == "file":
+        file, _, name = source.name.rpartition(":")
+        words = f"{Path(file).resolve()}:{name}"
+    elif source.kind in ("gguf", "run", "cache", "pictures", "table", "text"):
+        words = str(Path(source.name).resolve())
+    elif isinstance(source, Model) and source.weights:
+        words = words.partition("@")[0]
+    if isinstance(source, Model) and source.weights:
+        words += f"@{Path(source.weights).resolve()}"
+    return words
 
 
 def room_of(teacher: Model, student: Model, data: Data, given: str | None = None) -> str:

@@ -1,0 +1,188 @@
+"""The flags that say what a command works on, the same for every command, and what they ask for.
+
+No torch. What was asked is the plain object `request` that run.json keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from limbeck.cli import _records as records
+from limbeck.core.card import call
+from limbeck.core.sources import specs
+from limbeck.errors import UsageError
+
+__all__ = ["BUDGET", "add_budget", "add_task", "asked", "name_of"]
+
+BUDGET = ("epochs", "steps", "batch", "lr", "precision", "accumulate", "workers")
+"""Flags that change the task's budget."""
+
+_OWN = ("teacher", "student", "data")
+_MORE = ("test", "target", "room", "pretrained", "augment")
+_AUGMENT = ("none", "flip", "crop", "crop,flip", "flip,crop")
+
+
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for models and data of one's own, a ready-made world, or a task file."""
+    own = parser.add_argument_group("your own models and data")
+    add = own.add_argument
+    models = "timm:NAME, torchvision:NAME, hf:ID, FILE.py:NAME or a run's folder"
+    add("--teacher", metavar="T", help=f"{models}; also timm:NAME@FILE.safetensors, a URL, a cache")
+    add("--student", metavar="S", help=models)
+    add(
+        "--data",
+        metavar="D",
+        help="a folder of pictures, a .csv or .npz file, hf:ID, sklearn:digits or FILE.py:NAME",
+    )
+    add("--test", metavar="D", help="data for the reported score; held out of --data without it")
+    add("--target", metavar="COLUMN", help="a table's column of class names (the last one)")
+    add("--room", metavar="R", help=f"who makes the task where that is unclear: {_listed()}")
+    add("--pretrained", choices=("yes", "no"), default="yes", help="whether weights are fetched")
+    add("--augment", metavar="A", default="none", help="none, flip, crop or crop,flip (none)")
+    other = parser.add_argument_group("or a ready-made task")
+    add = other.add_argument
+    worlds = "such as digits or \"digits(teacher='cnn', student='mlp')\"; the method's own"
+    add("--world", metavar="W", help=worlds)
+    add("--task", metavar="FILE.py:FUNCTION", help="a function that gives a limbeck.Task")
+    add = parser.add_argument_group("any task").add_argument
+    add(
+        "--taps",
+        metavar="NAME=T,S",
+        nargs="+",
+        action="extend",
+        help="where a method reads inside teacher and student: mid=layer3,features.7",
+    )
+    add("--device", metavar="D", help="cpu, cuda, ... (what there is)")
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that change the task's budget."""
+    add = parser.add_argument_group("the budget, instead of the task's").add_argument
+    add("--epochs", type=float, metavar="N", help="passes over the training set")
+    add("--steps", type=int, metavar="N", help="optimiser steps")
+    add("--batch", type=int, metavar="N", help="samples in a step")
+    add("--lr", type=float, metavar="RATE", help="the optimiser's highest learning rate")
+    add("--precision", choices=("fp32", "bf16", "fp16"), help="of the forward passes")
+    add("--accumulate", type=int, metavar="N", help="micro-batches in a step, to save memory")
+    add("--workers", type=int, metavar="N", help="processes that read ahead")
+
+
+def asked(args: argparse.Namespace, world: str | None) -> dict[str, Any]:
+    """What these flags ask for; paths are made absolute, so that it holds from anywhere.
+
+    Args:
+        args: parsed by a parser that `add_task` (and `add_budget`) extended.
+        world: the ready-made task where none is named; None if there must be one.
+
+    Raises:
+        UsageError: flags that contradict one another, or words that cannot be read.
+    """
+    own = {name: getattr(args, name) for name in _OWN if getattr(args, name) is not None}
+    kinds = [f"--{k}" for k in ("world", "task") if getattr(args, k)]
+    if own:
+        kinds.append(f"--{next(iter(own))}")
+    if len(kinds) > 1:
+        raise UsageError(f"both {kinds[0]} and {kinds[1]} are given; a command has one task")
+    if not own and not kinds and world is None:
+        raise UsageError(
+            "name what to work on: --teacher, --student and --data, --task, or --world"
+        )
+    request: dict[str, Any] = {"world": None, "task_file": None, "own": None}
+    if own:
+        request["own"] = _own(args)
+    elif args.task:
+        file, _, name = args.task.rpartition(":")
+        if not file:
+            raise UsageError(f"--task is '{args.task}'; give it as FILE.py:FUNCTION")
+        request["task_file"] = f"{Path(file).resolve()}:{name}"
+    else:
+        request["world"] = args.world or world
+        call(request["world"])
+    if not own:
+        _refuse_own(args)
+    request["hashes"] = {file: records.digest_of(file) for file in _files(request)}
+    request["taps"] = _taps(args.taps or ())
+    request["device"] = args.device
+    request["budget"] = _budget(args)
+    return request
+
+
+def name_of(request: dict[str, Any]) -> str:
+    """A short name of the task that was asked for, for folders."""
+    if own := request["own"]:
+        student = specs.model_of(own["student"], "student").short
+        return f"{student}-{specs.data_of(own['data']).short}"
+    if request["task_file"]:
+        return Path(request["task_file"].rpartition(":")[0]).stem
+    return call(request["world"])[0]
+
+
+def _listed() -> str:
+    return ", ".join(specs.ROOMS)
+
+
+def _own(args: argparse.Namespace) -> dict[str, Any]:
+    missing = [f"--{name}" for name in _OWN if getattr(args, name) is None]
+    if missing:
+        hint = " (--teacher none for no teacher)" if "--teacher" in missing else ""
+        raise UsageError(f"{' and '.join(missing)} must be given as well{hint}")
+    if args.augment not in _AUGMENT:
+        raise UsageError(f"--augment is '{args.augment}'; give one of: {', '.join(_AUGMENT[:4])}")
+    teacher = specs.model_of(args.teacher, "teacher")
+    student = specs.model_of(args.student, "student")
+    data = specs.data_of(args.data)
+    own: dict[str, Any] = {
+        "room": specs.room_of(teacher, student, data, args.room),
+        "teacher": specs.placed(teacher),
+        "student": specs.placed(student),
+        "data": specs.placed(data),
+        "test": specs.placed(specs.data_of(args.test, "--test")) if args.test else None,
+        "target": args.target,
+        "pretrained": args.pretrained == "yes",
+        "augment": args.augment,
+    }
+    return own
+
+
+def _refuse_own(args: argparse.Namespace) -> None:
+    for name, usual in zip(_MORE, (None, None, None, "yes", "none"), strict=True):
+        if getattr(args, name) != usual:
+            raise UsageError(f"--{name} goes with --teacher, --student and --data")
+
+
+def _files(request: dict[str, Any]) -> list[str]:
+    """The Python files that will be executed."""
+    own = request["own"] or {}
+    words = [own.get(name) for name in (*_OWN, "test")] + [request["task_file"]]
+    found = (w.partition("@")[0].rpartition(":")[0] for w in words if w)
+    return sorted({file for file in found if file.endswith(".py")})
+
+
+def _taps(words: Iterable[str]) -> dict[str, list[str]]:
+    taps = {}
+    for word in words:
+        name, eq, paths = word.partition("=")
+        both = paths.split(",")
+        if not eq or not name or len(both) != 2 or not all(both):
+            raise UsageError(
+                f"--taps has '{word}'; write NAME=PATH,PATH: the place in the teacher, then in the "
+                "student, as mid=layer3,features.7"
+            )
+        taps[name] = both
+    return taps
+
+
+def _budget(args: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(args, name, None) for name in BUDGET}
+    if given["steps"] is not None and given["epochs"] is not None:
+        raise UsageError("both --steps and --epochs are given; give one of them")
+    for name in ("epochs", "steps", "batch", "lr", "accumulate"):
+        value = given[name]
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"--{name} is {value}; it must be above 0")
+    if given["workers"] is not None and not 0 <= given["workers"] <= 256:
+        raise UsageError(f"--workers is {given['workers']}; give a number from 0 to 256")
+    return {name: value for name, value in given.items() if value is not None}
