@@ -512,10 +512,27 @@ def test_a_black_box_gives_what_it_answers_and_says_what_it_lacks(gives):
 
     train(Hard(), BlackBox(ask, gives), steps=2)
     assert asked == [8, 8]
-    with pytest.raises(Missing, match=f"asked for 'logits'.*a black box that gives {gives} only"):
-        train(KD(), BlackBox(ask, gives))
+    lacks = {"labels": "logits", "probabilities": "feature"}[gives]
+
+    class More(Objective):
+        def terms(self, parts, s, t, batch, clock):
+            return {"more": getattr(t, lacks).sum()}
+
+    with pytest.raises(Missing, match=f"asked for '{lacks}'.*a black box that gives {gives} only"):
+        train(More(), BlackBox(ask, gives))
     with pytest.raises(UsageError, match="answered 1 times to 8 samples"):
         train(Hard(), BlackBox(lambda x: [0], gives))
+
+
+def test_probabilities_teach_as_the_logits_behind_them_do():
+    """Whatever constant the logits had: the same softened targets, so the same student."""
+    module = made(2).eval()
+    box = BlackBox(lambda x: module(x)["logits"].softmax(-1), "probabilities")
+    a, b = (train(KD(), t, made(1)).student.state_dict() for t in (Frozen(module), box))
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match=r"sum to 3 for a sample .* as after a softmax"):
+        train(KD(), BlackBox(lambda x: torch.ones(len(x), 3), "probabilities"))
 
 
 def test_a_view_serves_all_phases_where_nothing_about_it_can_differ():

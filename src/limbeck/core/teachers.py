@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.core.cache import Cache, fingerprint, probes
 from limbeck.core.data import Batch
@@ -133,10 +133,15 @@ def fingerprint_of(module: nn.Module | None, table: Any, reader: Any) -> dict[st
 
 @dataclass(eq=False)
 class BlackBox(Teacher):
-    """A teacher that only answers: `ask(x) -> (B,) labels`, (B, C) probabilities, or B texts."""
+    """A teacher that only answers: `ask(x) -> (B,) labels`, (B, C) probabilities, or B texts.
+
+    Probabilities are shown as `logits` too, which are their logarithms: softmax(log(p) / tau) is
+    softmax(z / tau) for any logits z of the same probabilities. They also give `labels`.
+    """
 
     ask: Callable[[Any], Any]
     gives: Literal["labels", "probabilities", "text"] = "labels"
+    name: str = "a function"
 
     def _open(self, setting: Setting) -> None:
         self._setting = setting
@@ -146,19 +151,46 @@ class BlackBox(Teacher):
             x = batch.columns["x"]
             with torch.no_grad():
                 value = self.ask(self._setting.reader(x) if self._setting.reader else x)
-            if self.gives != "text":
-                value = torch.as_tensor(value, device=self._setting.device)
             if len(value) != len(batch):
                 raise UsageError(
                     f"the black-box teacher answered {len(value)} times to {len(batch)} samples; "
                     "it must give one answer each"
                 )
-            return {self.gives: value}
+            if self.gives == "text":
+                return {"text": value}
+            value = torch.as_tensor(value, device=self._setting.device)
+            if self.gives == "labels":
+                return {"labels": value}
+            _check_probabilities(value)
+            tiny = torch.finfo(torch.float32).tiny
+            return {
+                "probabilities": value,
+                "logits": value.float().clamp_min(tiny).log(),
+                "labels": value.argmax(-1),
+            }
 
         return Fixed(
             "teacher", answer, batch, self._asked, f"it is a black box that gives {self.gives} only"
         )
 
+    def identity(self) -> str:
+        return f"black box {self.name} {self.gives}"
+
     @property
     def repeats(self) -> bool:
         return True
+
+
+def _check_probabilities(p: Tensor) -> None:
+    if p.dim() != 2 or not p.is_floating_point():
+        raise UsageError(
+            f"the black-box teacher gave {p.dtype} of shape {tuple(p.shape)} for probabilities; it "
+            "must give (B, C) floats"
+        )
+    sums = p.sum(-1)
+    if not bool((p >= 0).all()) or not bool((sums - 1).abs().max() < 0.01):
+        worst = float(sums[(sums - 1).abs().argmax()])
+        raise UsageError(
+            f"the black-box teacher's probabilities sum to {worst:.3g} for a sample (the smallest "
+            f"is {float(p.min()):.3g}); they must be at least 0 and sum to 1, as after a softmax"
+        )

@@ -91,6 +91,7 @@ ENTRIES: dict[str, str] = {
     "head": "the module from hidden states to logits",
     "text": "written answers",
     "labels": "labels given by this side",
+    "probabilities": "probabilities given by a black box, (B, C)",
 }
 """What a side may show; asked of both sides unless `student:` or `teacher:` stands before it."""
 
