@@ -64,3 +64,50 @@ def test_what_the_cache_lacks_is_named(tmp_path: Path) -> None:
         )
     with pytest.raises(UsageError, match="only a module's outputs are cached"):
         cache_teacher(replace(task, teacher=Nobody()), tmp_path / "none")
+
+
+class Shifted(torch.utils.data.Dataset):
+    """Augments: each sample is shifted at random, anew in each epoch."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[i] + 0.3 * torch.randn(5), self.y[i]
+
+
+def augmented() -> Task:
+    task = make()
+    return replace(task, train=Shifted(*task.train), budget=Budget(epochs=3, batch=8))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_augmented_inputs_are_kept_by_seed_and_epoch(tmp_path: Path, workers: int) -> None:
+    task = augmented()
+    task = replace(task, budget=replace(task.budget, workers=workers))
+    with pytest.raises(UsageError, match="say how many epochs"):
+        cache_teacher(task, tmp_path / "cache")
+    done = []
+    told = lambda now, rows: done.append((now, rows))  # noqa: E731
+    cached = cache_teacher(task, tmp_path / "cache", batch=20, epochs=3, seed=4, told=told)
+    assert done == [(k * 48 + n, 144) for k in range(3) for n in (20, 40, 48)]
+    live = limbeck.run("kd", task, seed=4).model
+    read = limbeck.run("kd", replace(task, teacher=cached), seed=4).model
+    for a, b in zip(live.parameters(), read.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UsageError, match="augmented with seed 4, and this run has seed 0"):
+        limbeck.run("kd", replace(task, teacher=cached))
+    longer = replace(task, teacher=cached, budget=Budget(epochs=4, batch=8))
+    with pytest.raises(UsageError, match="holds 3 epochs, and this run goes on"):
+        limbeck.run("kd", longer, seed=4)
+
+
+def test_one_epochs_rows_would_not_do_for_the_next(tmp_path: Path) -> None:
+    """The premise of the test above: without its key an augmented cache would be wrong."""
+    table = limbeck.core.data.Table(augmented().train)
+    some = torch.arange(4)
+    assert not torch.equal(table.rows(some, 4, 0).x, table.rows(some, 4, 1).x)
+    assert torch.equal(table.rows(some, 4, 1).x, table.rows(some, 4, 1).x)

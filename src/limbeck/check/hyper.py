@@ -31,7 +31,7 @@ SECTIONS = ("Trained", "Source", "Relatives", "Example")
 RESERVED = {
     *("world", "task", "seeds", "epochs", "steps", "batch", "lr", "precision", "accumulate"),
     *("workers", "dry", "quiet", "json", "help", "teacher", "student", "data", "test", "target"),
-    *("room", "pretrained", "augment"),
+    *("room", "pretrained", "augment", "requests"),
     *inspect.signature(run).parameters,
 }
 

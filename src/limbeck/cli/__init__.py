@@ -19,7 +19,13 @@ COMMANDS = {
     "run": ("limbeck.cli.running:run", "teach a student with a method; a folder keeps the results"),
     "resume": ("limbeck.cli.running:resume", "go on with a run that was stopped"),
     "check": ("limbeck.cli.checking:check", "test a method, yours too, with the common suite"),
+    "cache": ("limbeck.cli.caching:cache", "run a teacher once, for any number of runs"),
+    "doctor": ("limbeck.cli.doctoring:doctor", "say what is wrong with a task or a run"),
+    "report": ("limbeck.cli.reporting:report", "a page on a run, or on several seeds of it"),
+    "export": ("limbeck.cli.exporting:export", "take the student home: safetensors, onnx, pt2"),
+    "new": ("limbeck.cli.making:new", "begin a method of your own: two files"),
     "demo": ("limbeck.cli.demo:demo", "teach three students on real digits, in two minutes"),
+    "completion": ("limbeck.cli.completing:completion", "completion of words for your shell"),
     "speed": ("limbeck.cli.speeding:speed", "measure what limbeck adds to a bare training loop"),
 }
 """Each command with its function, `f(argv) -> exit code`, and what it is for."""
@@ -65,7 +71,7 @@ def _dispatch(words: list[str]) -> int:
     if words[:1] == ["help"] and len(words) > 1:
         words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
-        lines = (f"  {name:<8} {about}" for name, (_, about) in COMMANDS.items())
+        lines = (f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items())
         print(_HELP.format(commands="\n".join(lines)))
         return 0
     if words[0] in ("-V", "--version", "version"):

@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,11 @@ def task_of(request: dict[str, Any]) -> Task:
         given = {"steps": None, "epochs": None, **given}
     taps = {name: tuple(paths) for name, paths in request["taps"].items()}
     task = replace(task, budget=replace(task.budget, **given), taps={**task.taps, **taps})
-    return _with_taps(task, request.get("method")) if request["own"] else task
+    method = request.get("method")
+    if not request["own"] or method is None:
+        return task
+    needs = parse_needs(find(method).card.needs)
+    return with_taps(task, {n.name for need in needs for some in need for n in some})
 
 
 def _made(own: dict[str, Any]) -> Task:
@@ -67,18 +72,16 @@ def _made(own: dict[str, Any]) -> Task:
     return task
 
 
-def _with_taps(task: Task, method: str | None) -> Task:
-    """The task with proposed taps, where the method reads inside and none are given."""
-    needs = parse_needs(find(method).card.needs) if method else ()
-    wanted = {n.name for need in needs for some in need for n in some if n.side != "data"}
-    missing = [name for name in _TAPPED if name in wanted and name not in task.taps]
+def with_taps(task: Task, entries: Iterable[str]) -> Task:
+    """The task with proposed taps for those of these entries that need one and have none."""
+    missing = [name for name in _TAPPED if name in set(entries) and name not in task.taps]
     if not missing:
         return task
     from limbeck.core.layout import propose
 
     taps = propose(task, missing)
     told = " ".join(f"{name}={','.join(map(str, paths))}" for name, paths in taps.items())
-    note = f"{method} reads inside the models, and this is a guess at where: --taps {told}"
+    note = f"the models are read inside, at a guess that --taps can change: --taps {told}"
     return replace(task, taps={**task.taps, **taps}, notes=(*task.notes, note))
 
 
@@ -131,6 +134,7 @@ def reopen(folder: Path) -> Opened:
         task_of(request),
         seed=request["seed"],
         out=folder,
+        cache=request.get("cache"),
         device=request["device"],
         **tuples(request["given"]),
     )

@@ -47,6 +47,7 @@ def _parser(entry: Entry | None) -> Parser:
         "--seeds", type=int, default=1, metavar="N", help="N seeds from --seed on, and their spread"
     )
     add("--baseline", action="store_true", help="train the student without a teacher as well")
+    add("--cache", metavar="DIR", help="read the teacher's outputs from what `limbeck cache` wrote")
     add("--out", metavar="DIR", help=_OUT)
     add("--dry", action="store_true", help="say shapes, parts and seconds a step; train nothing")
     add("--quiet", action="store_true", help="no progress")
@@ -111,6 +112,7 @@ def _request(entry: Entry, args: argparse.Namespace, argv: list[str]) -> dict[st
         "method": str(entry.path.resolve()) if entry.room == "own" else entry.card.key,
         "given": {k: tasks.value(v) for k, v in given.items() if v is not None},
         "baseline": args.baseline,
+        "cache": str(Path(args.cache).resolve()) if args.cache else None,
         **flags.asked(args, entry.card.world),
         "command": records.masked(["limbeck", "run", *argv]),
     }
@@ -183,6 +185,7 @@ def _execute(
             seed=request["seed"],
             out=folder,
             baseline=request["baseline"],
+            cache=request["cache"],
             device=request["device"],
             progress=progress,
             command=request["command"],

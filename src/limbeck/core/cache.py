@@ -206,6 +206,7 @@ class Cache:
         entries: what there is, by name.
         samples: length of the data set.
         epochs: how many passes are kept.
+        made: the parts that it was made from.
         digest: a checksum of the whole table and of what it was made from.
 
     Raises:
@@ -217,6 +218,7 @@ class Cache:
         self._table = table = Table.load(Path(folder))
         self.digest = table.digest
         self.entries, self.samples, self.epochs = table.entries, table.samples, table.epochs
+        self.made = table.made
         self._spans = table.spans()
         self._maps: dict[str, Tensor] = {}
         self._unread: dict[str, set[str]] = {}  # shards whose checksum was not compared yet

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from limbeck.core.cache import CacheWriter
 from limbeck.core.data import Table, reader_of
@@ -15,6 +17,8 @@ from limbeck.core.teacher import Setting
 from limbeck.core.teachers import Cached, Frozen, fingerprint_of
 from limbeck.errors import UsageError
 
+Told = Callable[[int, int], None]
+
 
 def cache_teacher(
     task: Task,
@@ -23,6 +27,9 @@ def cache_teacher(
     batch: int = 256,
     dtype: str | None = None,
     device: str = "cpu",
+    epochs: int | None = None,
+    seed: int = 0,
+    told: Told = lambda done, rows: None,
 ) -> Cached:
     """Write a teacher's view entries of the training set into a folder; killed, it goes on there.
 
@@ -33,28 +40,64 @@ def cache_teacher(
         batch: samples of a forward pass.
         dtype: "float16" or "bfloat16" to store floats in half the space; as they are when None.
         device: where the teacher runs.
+        epochs: passes to keep, where the set augments its samples: as many as the run will have.
+        seed: of that run; augmentation is a function of (seed, epoch, sample).
+        told: called with (rows done, rows in all) after each forward pass.
 
     Returns:
         The cached teacher, to be given as `Task(teacher=...)`.
 
     Raises:
-        UsageError: the teacher is not a module, lacks an entry, or the folder holds another cache.
+        UsageError: the teacher is not a module, lacks an entry, or the folder holds another cache;
+            the set augments its samples and epochs is None.
     """
     teacher = task.the_teacher()
     if not isinstance(teacher, Frozen):
         raise UsageError(f"only a module's outputs are cached; this teacher is {teacher}")
     table, reader = Table(task.train), reader_of(task.readers, "teacher")
-    made_of = fingerprint_of(teacher.module, table, reader)
+    made_of: dict[str, Any] = fingerprint_of(teacher.module, table, reader)
+    if augments(table):
+        if epochs is None:
+            raise UsageError(
+                "the training set augments its samples, anew in each epoch; say how many epochs "
+                "to keep, and the seed of the run that will read them"
+            )
+        made_of["seed"] = seed
+    passes = epochs if "seed" in made_of and epochs else 1
     paths = {name: pair[0] for name, pair in task.taps.items() if name in entries}
     live = teacher.attach(Setting(paths, reader, torch.device(device)))
     clock = Clock(0, "cache", 0, 1, 1)
     try:
-        with CacheWriter(folder, made_of, len(table), dtype=dtype) as writer, torch.no_grad():
-            missing = writer.missing()
-            for start in range(0, len(missing), batch):
-                numbers = missing[start : start + batch]
-                side = live.side(table.rows(numbers, "cache").to(torch.device(device)), clock)
-                writer.write(numbers, {name: getattr(side, name) for name in entries})
+        with (
+            CacheWriter(folder, made_of, len(table), epochs=passes, dtype=dtype) as writer,
+            torch.no_grad(),
+        ):
+            for epoch in range(passes):
+                missing = writer.missing(epoch)
+                for numbers in torch.split(missing, batch) if len(missing) else ():
+                    rows = table.rows(numbers, seed, epoch).to(torch.device(device))
+                    side = live.side(rows, clock)
+                    writer.write(numbers, {name: getattr(side, name) for name in entries}, epoch)
+                    told(passes * len(table) - writer.left, passes * len(table))
     finally:
         live.close()
     return Cached(folder, teacher.module)
+
+
+def augments(table: Table) -> bool:
+    """Whether a set gives a sample otherwise in another epoch."""
+    if table.tensors is not None:
+        return False
+    some = torch.arange(min(4, len(table)))
+    one, two = (table.rows(some, 0, epoch).columns["x"] for epoch in (0, 1))
+    return not _same(one, two)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return all(_same(v, b[k]) for k, v in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_same(v, w) for v, w in zip(a, b, strict=True))
+    return bool(a == b)

@@ -93,11 +93,13 @@ class Epochs(Batches):
         if self.workers and self.table.tensors is None:
             return self._streamed(clock)
         epoch, numbers = self.numbers(clock, clock.draw, clock.n)
-        return self.table.rows(numbers, clock.seed, epoch)
+        batch = self.table.rows(numbers, clock.seed, epoch)
+        batch.place = (clock.seed, epoch)
+        return batch
 
     def _streamed(self, clock: Clock) -> Batch:
         """From worker processes that read ahead; begun anew where the clock jumps."""
-        numbers = self.numbers(clock, clock.draw, clock.n)[1]
+        epoch, numbers = self.numbers(clock, clock.draw, clock.n)
         place = (clock.seed, clock.batch, clock.of, clock.draw * clock.of + clock.n)
         if self._stream is None or self._stream[0] != place:
             loader: DataLoader[Any] = DataLoader(
@@ -111,7 +113,9 @@ class Epochs(Batches):
         stream = self._stream[1]
         draw, n = _next(clock.draw, clock.n, clock)
         self._stream = ((*place[:3], draw * clock.of + n), stream)
-        return self.table.batch(numbers, next(stream))
+        batch = self.table.batch(numbers, next(stream))
+        batch.place = (clock.seed, epoch)
+        return batch
 
 
 def _next(draw: int, n: int, clock: Clock) -> tuple[int, int]:

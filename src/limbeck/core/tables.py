@@ -26,14 +26,19 @@ class Batch:
     """Named columns of equal length.
 
     `x` inputs, `y` labels, `index` (B,) sample numbers, and whatever else a sample holds.
+
+    Attributes:
+        place: the (seed, epoch) that its samples' own transforms drew from; None where there is
+            none.
     """
 
     def __init__(self, **columns: Any) -> None:
         self.columns = {k: v for k, v in columns.items() if v is not None}
         self.asked: set[str] = set()
+        self.place: tuple[int, int] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("columns", "asked"):  # copy and pickle probe early
+        if name.startswith("_") or name in ("columns", "asked", "place"):  # copy and pickle probe early
             raise AttributeError(name)
         self.asked.add(name)
         try:
@@ -54,6 +59,7 @@ class Batch:
         """The same batch with some columns changed or added."""
         other = Batch(**{**self.columns, **columns})
         other.asked = self.asked  # what is read of a prepared batch is read of this one
+        other.place = self.place
         return other
 
     def select(self, rows: Any) -> Batch:

@@ -104,7 +104,8 @@ class Cached(Teacher):
             )
 
         def rows() -> Mapping[str, Any]:
-            return {k: v.to(self._device) for k, v in self._cache.rows(batch.index.cpu()).items()}
+            found = self._cache.rows(batch.index.cpu(), epoch=self._epoch_of(batch))
+            return {k: v.to(self._device) for k, v in found.items()}
 
         return Fixed(
             "teacher",
@@ -113,6 +114,24 @@ class Cached(Teacher):
             self._asked,
             f"it is a cache ({self.folder}); write the entry into it, or use the live teacher",
         )
+
+    def _epoch_of(self, batch: Batch) -> int:
+        """Which of the kept passes a batch is of, where inputs are augmented by (seed, epoch)."""
+        seed = self._cache.made.get("seed")
+        if seed is None:
+            return 0
+        if batch.place is None or batch.place[0] != seed:
+            now = "no seed" if batch.place is None else f"seed {batch.place[0]}"
+            raise UsageError(
+                f"the cache in {self.folder} is of inputs augmented with seed {seed}, and this run "
+                f"has {now}; give --seed {seed}, or write a cache for this one"
+            )
+        if batch.place[1] >= self._cache.epochs:
+            raise UsageError(
+                f"the cache in {self.folder} holds {self._cache.epochs} epochs, and this run goes "
+                "on; write more epochs, or train for fewer"
+            )
+        return batch.place[1]
 
     def identity(self) -> str:
         return f"cache {Cache(self.folder).digest}"

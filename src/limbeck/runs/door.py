@@ -25,6 +25,7 @@ def run(
     out: str | Path | None = None,
     taps: Mapping[str, Any] | None = None,
     baseline: bool = False,
+    cache: str | Path | None = None,
     device: str | None = None,
     checkpoint: int | None = None,
     progress: str = "none",
@@ -45,6 +46,7 @@ def run(
         taps: added to the task's.
         baseline: also train the student on the labels alone, same budget and seed, in a stage
             `baseline`.
+        cache: a folder that `cache_teacher` wrote; the teacher's outputs are read from it.
         device: "cpu", "cuda", ...; Accelerate's choice when None.
         checkpoint: steps between checkpoints; an epoch or a tenth of the fit when None.
         progress: "none", "text" (sentences), "bar" or "json".
@@ -71,6 +73,7 @@ def run(
         for note in task.notes:
             shown.say(note)
         task = teaching.taught(active, task)
+        task = teaching.cached(task, cache)
         result: Result = chosen.run(task)
         alone = teaching.alone(active, task) if baseline else None
         finish.finish(active, task, result, told, alone)
@@ -83,6 +86,7 @@ def again(
     *,
     seed: int,
     out: str | Path,
+    cache: str | Path | None = None,
     device: str | None = None,
     **fields: Any,
 ) -> tuple[Task, Result]:
@@ -97,7 +101,7 @@ def again(
     chosen, folder = _chosen(method, fields), Path(out)
     with Run(task, seed, folder, device) as active, globals_kept():
         identity.compare(folder, identity.record(chosen, task, seed, None), task)
-        task = teaching.taught(active, task)
+        task = teaching.cached(teaching.taught(active, task), cache)
         return task, chosen.run(task)
 
 

@@ -20,7 +20,7 @@ from limbeck.core.files import cache_folder
 from limbeck.core.objectives import Labels
 from limbeck.core.run import Run
 from limbeck.core.task import Task
-from limbeck.core.teachers import Frozen, Nobody
+from limbeck.core.teachers import Cached, Frozen, Nobody
 from limbeck.core.untrained import Untrained
 from limbeck.errors import UsageError
 
@@ -65,6 +65,16 @@ def taught(run: Run, task: Task) -> Task:
             f"the teacher {teacher.name} {how}: {task.score.name} {value:.4f} on {task.judged}"
         )
     return replace(task, teacher=Frozen(module))
+
+
+def cached(task: Task, folder: str | Path | None) -> Task:
+    """The task with its teacher's outputs read from a cache, where one is named."""
+    if folder is None:
+        return task
+    teacher = task.the_teacher()
+    if not isinstance(teacher, Frozen):
+        raise UsageError(f"only a module's outputs are cached; this teacher is {teacher}")
+    return replace(task, teacher=Cached(folder, teacher.module))
 
 
 def alone(run: Run, task: Task) -> nn.Module:

@@ -1,0 +1,96 @@
+"""The command `cache`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from limbeck.cli import _flags as flags
+from limbeck.cli import _tasks as tasks
+from limbeck.cli._parser import Parser
+from limbeck.errors import UsageError
+
+__all__ = ["cache"]
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def cache(argv: list[str]) -> int:
+    """Run a teacher once over the training set, and keep what it shows."""
+    parser = Parser(
+        "cache",
+        "Run a teacher once over the training set and keep its outputs, for any number of runs:\n"
+        "limbeck run KEY ... --cache DIR. Stopped, it goes on where it was.",
+        (
+            "limbeck cache --teacher timm:resnet50 --student timm:resnet18 --data photos/ --out c",
+            "limbeck cache --world digits --out c --entries logits,mid --dtype float16",
+            "limbeck cache ... --augment crop,flip --keep 20 --seed 0 --out c",
+        ),
+        more="Name the same task as the run that will read it: the same data, readers and taps.",
+    )
+    add = parser.add_argument
+    add("--out", metavar="DIR", required=True, help="the cache's folder")
+    add("--entries", metavar="NAMES", default="logits", help="what is kept (logits)")
+    add("--dtype", choices=_DTYPES, help="how floats are stored; as the teacher gives them")
+    add("--keep", type=int, metavar="N", help="epochs to keep, where the data are augmented")
+    add("--seed", type=int, default=0, help="of the run that will read augmented data (0)")
+    add("--batch", type=int, default=256, metavar="N", help="samples in a forward pass (256)")
+    add("--quiet", action="store_true", help="no progress")
+    flags.add_task(parser)
+    args = parser.parse_args(argv)
+    for name in ("keep", "batch"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; it must be above 0")
+    request = flags.asked(args, None)
+    request["budget"] = {}
+    entries = tuple(name.strip() for name in args.entries.split(",") if name.strip())
+    if not entries:
+        raise UsageError(f"--entries is '{args.entries}'; name at least one, such as logits")
+
+    from limbeck.core.caching import cache_teacher
+    from limbeck.core.progress import Progress
+    from limbeck.core.run import Run
+    from limbeck.runs.teaching import taught
+
+    task = tasks.with_taps(tasks.task_of(request), entries)
+    with Run(task, progress=Progress("none" if args.quiet else "text"), device=args.device) as run:
+        for note in task.notes:
+            run.progress.say(note)
+        task = taught(run, task)
+        cache_teacher(
+            task,
+            args.out,
+            entries,
+            batch=args.batch,
+            dtype=args.dtype,
+            device=str(run.device),
+            epochs=args.keep,
+            seed=args.seed,
+            told=_shown(args.quiet),
+        )
+    size = sum(p.stat().st_size for p in Path(args.out).iterdir())
+    kept = f"{', '.join(entries)}, {_megabytes(size)}"
+    print(f"{args.out} holds {kept}; read it with: limbeck run KEY ... --cache {args.out}")
+    return 0
+
+
+def _shown(quiet: bool) -> Callable[[int, int], None]:
+    """What tells of the rows that are done: a line that is written over, on a terminal."""
+    began, first = time.monotonic(), [-1]
+
+    def told(done: int, rows: int) -> None:
+        if first[0] < 0:
+            first[0] = done
+        speed = (done - first[0]) / max(time.monotonic() - began, 1e-9)
+        left = f", {(rows - done) / speed:.0f} s left" if speed and done < rows else ""
+        end = "\n" if done == rows else "\r"
+        print(f"{done:,} of {rows:,} rows{left}   ", end=end, file=sys.stderr, flush=True)
+
+    return told if not quiet and sys.stderr.isatty() else lambda done, rows: None
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
