@@ -43,6 +43,7 @@ __all__ = [
     "UsageError",
     "cache_teacher",
     "cards",
+    "export",
     "fit",
     "get",
     "loop",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from limbeck.errors import UsageError
     from limbeck.registry import cards, get, make
     from limbeck.runs.door import run
+    from limbeck.runs.export import export
 
 _NAMES = {
     "core.caching": "cache_teacher",
@@ -87,6 +89,7 @@ _NAMES = {
     "errors": "UsageError",
     "registry": "cards get make",
     "runs.door": "run",
+    "runs.export": "export",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -21,7 +21,14 @@ BUDGET = ("epochs", "steps", "batch", "lr", "precision", "accumulate", "workers"
 """Flags that change the task's budget."""
 
 _OWN = ("teacher", "student", "data")
-_MORE = ("test", "target", "room", "pretrained", "augment")
+_MORE = {
+    "test": None,
+    "target": None,
+    "room": None,
+    "pretrained": "yes",
+    "augment": "none",
+    "requests": None,
+}
 _AUGMENT = ("none", "flip", "crop", "crop,flip", "flip,crop")
 
 
@@ -30,7 +37,7 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("your own models and data")
     add = own.add_argument
     models = "timm:NAME, torchvision:NAME, hf:ID, FILE.py:NAME or a run's folder"
-    add("--teacher", metavar="T", help=f"{models}; also timm:NAME@FILE.safetensors, a URL, a cache")
+    add("--teacher", metavar="T", help=f"{models}; also timm:NAME@FILE.safetensors, or a URL")
     add("--student", metavar="S", help=models)
     add(
         "--data",
@@ -42,6 +49,7 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     add("--room", metavar="R", help=f"who makes the task where that is unclear: {_listed()}")
     add("--pretrained", choices=("yes", "no"), default="yes", help="whether weights are fetched")
     add("--augment", metavar="A", default="none", help="none, flip, crop or crop,flip (none)")
+    add("--requests", type=int, metavar="N", help="requests to a teacher behind a URL, at most")
     other = parser.add_argument_group("or a ready-made task")
     add = other.add_argument
     worlds = "such as digits or \"digits(teacher='cnn', student='mlp')\"; the method's own"
@@ -131,6 +139,8 @@ def _own(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"{' and '.join(missing)} must be given as well{hint}")
     if args.augment not in _AUGMENT:
         raise UsageError(f"--augment is '{args.augment}'; give one of: {', '.join(_AUGMENT[:4])}")
+    if args.requests is not None and args.requests < 1:
+        raise UsageError(f"--requests is {args.requests}; it must be above 0")
     teacher = specs.model_of(args.teacher, "teacher")
     student = specs.model_of(args.student, "student")
     data = specs.data_of(args.data)
@@ -143,12 +153,13 @@ def _own(args: argparse.Namespace) -> dict[str, Any]:
         "target": args.target,
         "pretrained": args.pretrained == "yes",
         "augment": args.augment,
+        "requests": args.requests,
     }
     return own
 
 
 def _refuse_own(args: argparse.Namespace) -> None:
-    for name, usual in zip(_MORE, (None, None, None, "yes", "none"), strict=True):
+    for name, usual in _MORE.items():
         if getattr(args, name) != usual:
             raise UsageError(f"--{name} goes with --teacher, --student and --data")
 

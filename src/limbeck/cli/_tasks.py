@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.cli import _records as records
 from limbeck.core.card import parse_needs
-from limbeck.errors import Missing, UsageError
+from limbeck.errors import UsageError
 from limbeck.registry import find
 
 if TYPE_CHECKING:
@@ -91,24 +89,18 @@ def load_task(where: str) -> Task:
     Raises:
         UsageError: there is no such file or function, or it does not give a Task.
     """
+    from limbeck.core.sources import own
     from limbeck.core.task import Task
 
-    file, _, name = where.rpartition(":")
-    spec = importlib.util.spec_from_file_location(f"limbeck_task_{Path(file).stem}", file)
-    if spec is None or spec.loader is None:
-        raise Missing(f"{file or where} is no Python file; give the task as FILE.py:FUNCTION")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UsageError(f"{file}, line {error.lineno}: {error.msg}") from None
-    function = getattr(module, name, None)
+    function = own.value_of(where)
     if not callable(function):
-        raise Missing(f"{file} has no function '{name}'")
-    task = function()
+        raise UsageError(
+            f"{where} is a {type(function).__name__}; name a function without arguments"
+        )
+    with own.running(where.rpartition(":")[0]):
+        task = function()
     if not isinstance(task, Task):
-        raise UsageError(f"{file}:{name} gave a {type(task).__name__}; it must give a limbeck.Task")
+        raise UsageError(f"{where} gave a {type(task).__name__}; it must give a limbeck.Task")
     return task
 
 

@@ -151,7 +151,7 @@ def _run(jobs: Sequence[Job], command: str, quiet: bool) -> dict[str, Any]:
     """Run what is not yet done; gives what result.json shall say."""
     import torch
 
-    from limbeck.report.demo import percent
+    from limbeck.report.words import percent
 
     begun = time.monotonic()
     torch.set_num_threads(1)

@@ -66,15 +66,31 @@ def list_methods(argv: list[str]) -> int:
 
 
 def show(argv: list[str]) -> int:
-    """Show one method."""
+    """Show one method, or what a model is made of."""
     parser = Parser(
         "show",
-        "Show one method: facts, description, departures from the paper, and its flags.",
-        ("limbeck show kd", "limbeck show examples/new_method.py", "limbeck show kd --json"),
+        "Show one method: facts, description, departures from the paper, and its flags.\n"
+        "With --modules show the modules of a model, whose paths are what --taps takes.",
+        (
+            "limbeck show kd",
+            "limbeck show examples/new_method.py",
+            "limbeck show kd --json",
+            "limbeck show --modules nets.py:Student --input 3,32,32 --classes 10",
+        ),
     )
-    parser.add_argument("method", metavar="KEY", help="a method's key, or a FILE.py with a card")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    add = parser.add_argument
+    add("method", metavar="KEY", nargs="?", help="a method's key, or a FILE.py with a card")
+    add("--modules", metavar="MODEL", help="a model, in the words of `limbeck run --student`")
+    add("--input", metavar="SHAPE", help="of one sample, as 3,224,224: also show what each gives")
+    add("--classes", type=int, metavar="N", help="the model's number of classes (its own)")
+    add("--json", action="store_true", help="print it as JSON")
     args = parser.parse_args(argv)
+    if args.modules is not None:
+        from limbeck.cli.modules import show_modules
+
+        return show_modules(args)
+    if args.method is None:
+        parser.error("name a method by its KEY, or a model with --modules")
     entry = find(args.method)
     written = outline(entry.path)
     if args.json:

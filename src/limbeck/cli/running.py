@@ -91,6 +91,9 @@ def run(argv: list[str]) -> int:
         return 0
     if many:
         records.write(base / "result.json", told)
+        from limbeck.report import run as page
+
+        page.write(base)
     if args.json:
         print(json.dumps(told))
     elif many and "score" in told:

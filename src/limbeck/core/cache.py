@@ -6,8 +6,7 @@ precision (`CacheWriter(dtype="float16")`). Nothing is pickled. How a table lies
 `limbeck.core._table`.
 
 Example:
-    >>> import tempfile, torch
-    >>> folder = tempfile.mkdtemp()
+    >>> import tempfile, torch; folder = tempfile.mkdtemp()
     >>> with CacheWriter(folder, {"weights": "abc"}, samples=3) as writer:
     ...     writer.write([2, 0, 1], {"logits": torch.tensor([[2.0], [0.0], [1.0]])})
     >>> cache = Cache(folder)
@@ -206,7 +205,7 @@ class Cache:
         entries: what there is, by name.
         samples: length of the data set.
         epochs: how many passes are kept.
-        made: the parts that it was made from.
+        made: what it was made from.
         digest: a checksum of the whole table and of what it was made from.
 
     Raises:
@@ -216,9 +215,8 @@ class Cache:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._table = table = Table.load(Path(folder))
-        self.digest = table.digest
+        self.digest, self.made = table.digest, table.made
         self.entries, self.samples, self.epochs = table.entries, table.samples, table.epochs
-        self.made = table.made
         self._spans = table.spans()
         self._maps: dict[str, Tensor] = {}
         self._unread: dict[str, set[str]] = {}  # shards whose checksum was not compared yet

@@ -219,7 +219,8 @@ class _Fitter(Keeping):
     def run(self) -> Fitted:
         """All steps that are not done yet; a finished fit is read from its checkpoint."""
         if self.r.finished(self.stage):
-            self._restore(*checkpoints.load(self.r.path(self.stage, "done")))
+            with self.r.progress(self.stage, self.steps, self.steps):
+                self._restore(*checkpoints.load(self.r.path(self.stage, "done")))
         else:
             if self.r.begun(self.stage):
                 self._restore(*checkpoints.load(self.r.path(self.stage)))
@@ -238,7 +239,7 @@ class _Fitter(Keeping):
                 logged = step % self.log_every == 0 or done == self.steps
                 if logged:
                     self._log(step, row)
-                tick(done, row if logged else None)
+                tick(done, self.log[-1]["terms"] if logged else None)
                 stop = self._watch(done) if self.budget.watches else False
                 if done == self.steps or stop:
                     break

@@ -62,10 +62,10 @@ def measure(
 def score_teacher(task: Task, table: Table, device: torch.device) -> float | None:
     """The score of the task's teacher, where it is a module that gives logits; else None."""
     from limbeck.core.data import reader_of
-    from limbeck.core.teachers import Cached, Frozen
+    from limbeck.core.teachers import Frozen
 
     teacher = task.the_teacher()
-    if not isinstance(teacher, Frozen | Cached) or teacher.module is None:
+    if not isinstance(teacher, Frozen):
         return None
     module = teacher.module.to(device)
     with evaluating(module):

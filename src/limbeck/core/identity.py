@@ -71,6 +71,7 @@ def record(method: Method, task: Task, seed: int, command: str | None) -> dict[s
         "method": card.key if card else type(method).__name__,
         "fields": {f.name: getattr(method, f.name) for f in plain},
         "world": task.name,
+        "about": dict(task.about),
         "seed": seed,
         "command": command,
         "source": source_digest(method),

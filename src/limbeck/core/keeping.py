@@ -61,6 +61,8 @@ class Keeping(Passes):
             self.best, self.since = (value, {k: v.clone() for k, v in self._state().items()}), 0
         else:
             self.since += 1
+        best = value if self.best is None else self.best[0]
+        self.r.progress.score(self.stage, self.task.score.name, value, best)
         return self.budget.patience is not None and self.since >= self.budget.patience
 
     def _state(self) -> dict[str, Tensor]:

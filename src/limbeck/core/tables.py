@@ -38,7 +38,8 @@ class Batch:
         self.place: tuple[int, int] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("columns", "asked", "place"):  # copy and pickle probe early
+        # copy and pickle probe early
+        if name.startswith("_") or name in ("columns", "asked", "place"):
             raise AttributeError(name)
         self.asked.add(name)
         try:

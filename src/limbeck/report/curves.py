@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from limbeck.report.page import Html, text
-from limbeck.report.plots import label, short, svg, ticks
+from limbeck.report.plots import label, short, svg, ticks, width
 
 __all__ = ["Line", "Point", "curves", "key"]
 
@@ -75,20 +75,23 @@ def curves(
     for x in ticks(left, right, 5):
         out.append(label(f"{across_at(x):.1f}", foot + 17, short(x), "soft", "middle"))
     out.append(label(f"{_WIDE - _RIGHT}", foot + 33, across, "soft", "end"))
-    if len(parts) > 1:
-        begin = left
-        for name, end in parts:
-            x = across_at(begin)
-            if begin > left:
-                out.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{foot}"/>')
-            out.append(label(f"{x + 4:.1f}", 12, name, "soft", "start"))
-            begin = end
+    out += _stages([(name, across_at(end)) for name, end in parts], across_at(left), foot)
     for line in lines:
         for piece in line.pieces:
             out += _curve(
                 line.colour % 6, [(across_at(x), *(up_at(y) for y in rest)) for x, *rest in piece]
             )
     return svg(title, desc, f'viewBox="0 0 {_WIDE} {_HIGH}" width="100%"', out)
+
+
+def _stages(parts: Sequence[tuple[str, float]], begin: float, foot: float) -> Iterator[str]:
+    """Name several stages above the curves, and part them by lines."""
+    for i, (name, end) in enumerate(parts if len(parts) > 1 else ()):
+        if i:
+            yield f'<line class="mark" x1="{begin:.1f}" x2="{begin:.1f}" y1="4" y2="{foot}"/>'
+        if width(name) < end - begin:  # else it would run into the next one
+            yield label(f"{begin + 4:.1f}", 12, name, "soft", "start")
+        begin = end
 
 
 def _range(ys: Sequence[float], log: bool) -> tuple[float, float]:

@@ -13,8 +13,9 @@ from limbeck.report.logs import Metrics, lines_of, read_metrics
 from limbeck.report.page import Html, code, facts, figure, lead, note, page, section, table
 from limbeck.report.plots import pictures
 from limbeck.report.strips import Strip, strips
+from limbeck.report.words import percent, points, spread
 
-__all__ = ["demo_page", "percent", "rows_of"]
+__all__ = ["demo_page", "rows_of"]
 
 
 def demo_page(folder: Path) -> Html:
@@ -39,23 +40,6 @@ def demo_page(folder: Path) -> Html:
 
 
 # -- words -----------------------------------------------------------------------------------------
-
-
-def percent(value: float) -> str:
-    """A fraction in percent: 0.9231 is "92.3 %"."""
-    return f"{100 * value:.1f} %"
-
-
-def spread(value: Mapping[str, float]) -> str:
-    """Mean and standard deviation in percent: "92.3 ± 0.4 %"; only the mean of what is fixed."""
-    if not value["sd"]:
-        return percent(value["mean"])
-    return f"{100 * value['mean']:.1f} ± {100 * value['sd']:.1f} %"
-
-
-def points(gain: Mapping[str, float]) -> str:
-    """A difference of fractions in percentage points: "+2.1 ± 0.5"."""
-    return f"{100 * gain['mean']:+.1f} ± {100 * gain['sd']:.1f}"
 
 
 def verdict(gain: Mapping[str, Any]) -> str:

@@ -15,8 +15,13 @@ Metrics = dict[str, dict[str, list[tuple[int, float]]]]
 """Of one run: for each stage, for each term, (step, value)."""
 
 
-def read_metrics(path: Path) -> Metrics:
-    """Read the terms of a run's `metrics.jsonl`; a missing file or a damaged line gives nothing."""
+def read_metrics(path: Path, what: str = "terms") -> Metrics:
+    """Read a run's `metrics.jsonl`; a missing file or a damaged line gives nothing.
+
+    Args:
+        path: of the file.
+        what: "terms", "norms" (of each weighted term's gradient in the student) or "valid".
+    """
     found: Metrics = {}
     try:
         written = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -25,7 +30,7 @@ def read_metrics(path: Path) -> Metrics:
     for line in written:
         try:
             row = json.loads(line)
-            terms, stage, step = row["terms"], str(row["stage"]), int(row["step"])
+            terms, stage, step = row[what], str(row["stage"]), int(row["step"])
             values = {str(name): float(value) for name, value in terms.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             continue

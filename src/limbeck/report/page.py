@@ -85,14 +85,39 @@ svg .mark{stroke:var(--soft);stroke-width:1;stroke-dasharray:4 3}
 svg .line{fill:none;stroke-width:1.75;stroke-linejoin:round}
 .key{display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;color:var(--soft);font-size:.9rem}
 .key svg{display:inline-block;vertical-align:middle;margin-right:.4rem}
+.key span{display:inline-flex;align-items:center}
+.halves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(19rem,100%),1fr));
+gap:0 2.5rem;align-items:center}
+.halves figure{margin:1rem 0}
+.square{max-width:22rem}
+.dots .plot{width:100%;min-width:6rem}
+.dots td,.dots tbody th{border-bottom:0;padding-top:.1rem;padding-bottom:.1rem;
+vertical-align:middle}
+.dots th .n,.dots .n svg{display:inline-block;vertical-align:-.15em;margin-right:.35rem}
+.dots tbody th{font-weight:500}
+.who{display:block;width:max-content;max-width:min(10rem,26vw);overflow-wrap:anywhere}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:1.5rem 1.25rem;
+margin:1.25rem 0;padding:0;list-style:none}
+.cards li{min-width:0;break-inside:avoid}
+.cards img{display:block;width:6rem;height:6rem;object-fit:contain;background:var(--faint);
+border:1px solid var(--rule);border-radius:.35rem}
+.cards .crisp{image-rendering:pixelated}
+.cards dl{grid-template-columns:max-content 1fr;gap:.1rem .5rem;margin:.5rem 0 0;font-size:.85rem}
+.cards dd{margin:0}
+.cards dd span{color:var(--soft);white-space:nowrap}
+.cards b{font-weight:600}
+.cards .sample{color:var(--soft);font-size:.85rem;line-height:1.45;margin:0;overflow-wrap:anywhere}
+.cards .yes{color:var(--c2)}
+.cards .no{color:var(--c5)}
 .strip{margin:1.5rem 0 0}
 .strip img{width:100%;max-width:22rem;image-rendering:pixelated;display:block}
 @media(max-width:30rem){body{padding:1.75rem 1rem 3rem}dl{grid-template-columns:1fr;gap:0}
-dd{margin-bottom:.6rem}.lead{font-size:1.1rem}th,td{padding-right:.7rem}}
+dd{margin-bottom:.6rem}.lead{font-size:1.1rem}th,td{padding-right:.45rem}
+table{font-size:.8rem}.dots thead .n svg{display:block;margin:0 0 0 auto}}
 @media(prefers-color-scheme:dark){.strip img{filter:invert(1)}}
 @media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--soft:#444;--rule:#bbb;--faint:#fff;
 --c0:#0a6a8a;--c1:#b04a12;--c2:#4a7a1e;--c3:#7d3f98;--c4:#8a6a00;--c5:#a3174f}
-body{max-width:none;padding:0;font-size:10.5pt}figure,table,dd,pre{break-inside:avoid}
+body{max-width:none;padding:0;font-size:10.5pt}figure,tr,dd,pre{break-inside:avoid}
 h2,h3{break-after:avoid}h2{margin-top:1.75rem}.strip img{filter:none}}
 """
     + "".join(f".c{i}{{--c:var(--c{i})}}" for i in range(6))
@@ -164,12 +189,17 @@ def section(title: str, *body: Html) -> Html:
 
 def lead(*sentences: str) -> Html:
     """Make the paragraph that says it all."""
-    return Html(f'<p class="lead">{text(" ".join(sentences))}</p>')
+    return Html(f'<p class="lead">{_flowing(sentences)}</p>')
 
 
 def note(*sentences: str) -> Html:
     """Make a paragraph in a softer colour."""
-    return Html(f'<p class="note">{text(" ".join(sentences))}</p>')
+    return Html(f'<p class="note">{_flowing(sentences)}</p>')
+
+
+def _flowing(sentences: Iterable[str]) -> Html:
+    """Sentences in which no line begins with a sign."""
+    return Html(text(" ".join(sentences)).replace(" %", "&nbsp;%").replace(" ±", "&nbsp;±"))
 
 
 def code(words: str) -> Html:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from limbeck.report.page import Html, text
 
-__all__ = ["label", "pictures", "short", "svg", "ticks"]
+__all__ = ["label", "pictures", "png", "short", "svg", "ticks", "width"]
 
 
 def short(value: float) -> str:
@@ -50,6 +50,11 @@ def svg(title: str, desc: str, size: str, inner: Sequence[str]) -> Html:
     )
 
 
+def width(words: str) -> float:
+    """About how many pixels words in a plot's letters take; rather too many than too few."""
+    return 7.0 * len(words)
+
+
 def label(x: str, y: float, words: str, kind: str, anchor: str) -> str:
     """Write words at a place; `kind` is a class of the page's style."""
     return f'<text class="{kind}" x="{x}" y="{y:g}" text-anchor="{anchor}">{text(words)}</text>'
@@ -57,19 +62,30 @@ def label(x: str, y: float, words: str, kind: str, anchor: str) -> str:
 
 def pictures(rows: Sequence[Sequence[Sequence[float]]], describe: str) -> Html:
     """Show grey pictures (H, W) of one size, values from 0 (paper) to 1 (ink), side by side."""
-    high, wide = len(rows[0]), len(rows[0][0])
+    high = len(rows[0])
     lines = []
     for y in range(high):
         levels = [v for picture in rows for v in (*picture[y], 0.0)][:-1]
         ink = (round(255 * min(max(v, 0.0), 1.0)) for v in levels)
-        lines.append(b"\0" + b"".join(bytes((0, v)) for v in ink))  # black, more or less opaque
-    header = struct.pack(">IIBBBBB", (wide + 1) * len(rows) - 1, high, 8, 4, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(lines), 9)), (b"IEND", b""))
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        lines.append(b"".join(bytes((0, v)) for v in ink))  # black, more or less opaque
+    return Html(f'<p class="strip"><img alt="{text(describe)}" src="{png(lines, 4)}"></p>')
+
+
+_CHANNELS = {0: 1, 2: 3, 4: 2}
+
+
+def png(lines: Sequence[bytes], kind: int) -> str:
+    """A picture as an address that holds it.
+
+    Args:
+        lines: its rows, 8 bits a channel.
+        kind: as PNG numbers them: 0 grey, 2 colour, 4 grey with opacity.
+    """
+    header = struct.pack(">IIBBBBB", len(lines[0]) // _CHANNELS[kind], len(lines), 8, kind, 0, 0, 0)
+    body = b"".join(b"\0" + line for line in lines)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(body, 9)), (b"IEND", b""))
+    written = b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks
     )
-    encoded = base64.b64encode(png).decode("ascii")
-    return Html(
-        f'<p class="strip"><img alt="{text(describe)}" src="data:image/png;base64,{encoded}"></p>'
-    )
+    return f"data:image/png;base64,{base64.b64encode(written).decode('ascii')}"

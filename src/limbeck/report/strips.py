@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from limbeck.report.page import Html, text
-from limbeck.report.plots import label, short, svg, ticks
+from limbeck.report.plots import label, short, svg, ticks, width
 
 __all__ = ["Strip", "strips"]
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of dots: name, a number for each dot, what stands at its right end, its colour."""
+    """A row of dots: name, a number for each dot, what stands behind the name, its colour."""
 
     name: str
     values: Sequence[float]
@@ -22,7 +22,7 @@ class Strip:
     colour: int | None = 0  # one of six; None is grey
 
 
-_ROW, _TOP, _BOTTOM = 58, 46, 40
+_ROW, _TOP, _BOTTOM, _WORDS, _LOWER = 58, 36, 40, 24, 31
 
 
 def strips(
@@ -60,20 +60,48 @@ def strips(
     foot = height - _BOTTOM
     out = []
     for value in ticks(low, high, 5):
-        out.append(
-            f'<line class="rule" x1="{at(value)}" x2="{at(value)}" y1="{_TOP}" y2="{foot}"/>'
-        )
-        out.append(label(at(value), foot + 18, told(value), "soft", "middle"))
-    for i, (name, value) in enumerate(sorted(marks.items(), key=lambda item: item[1])):
-        y = 14 + 17 * (i % 2)
-        side = "end" if value - low > 0.5 * (high - low) else "start"
-        out.append(
-            f'<line class="mark" x1="{at(value)}" x2="{at(value)}" y1="{y + 4}" y2="{foot}"/>'
-        )
-        out.append(label(at(value), y, f"{name} {told(value)}", "soft", side))
+        share = (value - low) / (high - low)
+        side = "start" if share < 0.04 else "end" if share > 0.96 else "middle"
+        out.append(label(at(value), foot + 18, told(value), "soft", side))
+    tops = list(
+        _tops({f"{name} {told(v)}": 100 * (v - low) / (high - low) for name, v in marks.items()})
+    )
+    for x, y, words, side in tops:
+        if y < _LOWER:
+            ends = f'y1="{y + 4}" y2="{_TOP}"'
+            out.append(f'<line class="mark" x1="{x:.2f}%" x2="{x:.2f}%" {ends}/>')
+        out.append(label(f"{x:.2f}%", y, words, "soft", side))
     for i, row in enumerate(rows):
-        out += _strip(row, _TOP + _ROW * i, at)
+        top = _TOP + _ROW * i
+        # Lines end where a row's words begin, which they would cross.
+        span = f'y1="{top + _WORDS}" y2="{top + _ROW}"'
+        for value in ticks(low, high, 5):
+            out.append(f'<line class="rule" x1="{at(value)}" x2="{at(value)}" {span}/>')
+        out += [f'<line class="mark" x1="{x:.2f}%" x2="{x:.2f}%" {span}/>' for x, *_ in tops]
+        out += _strip(row, top, at)
     return svg(title, desc, f'width="100%" height="{height}"', out)
+
+
+_PHONE = 358.0  # pixels; where the words of two lines do not meet on a phone they meet nowhere
+
+
+def _tops(marks: Mapping[str, float]) -> Iterator[tuple[float, float, str, str]]:
+    """Place the words of at most two lines so that they meet neither each other nor a line.
+
+    Gives for each x in percent, y, the words and whether they "start" or "end" at the line. The
+    lower words must not lie across the line that comes down from the upper ones.
+    """
+    placed = sorted((x, words) for words, x in marks.items())
+    sides = ["end" if x > 50 else "start" for x, _ in placed]
+    lower = 0
+    if len(placed) == 2:
+        (a, words), (b, others) = placed
+        if 100 * width(words) / _PHONE < a:
+            sides[0] = "end"
+        elif 100 * width(others) / _PHONE < 100 - b:
+            lower, sides[1] = 1, "start"
+    for i, (x, words) in enumerate(placed):
+        yield x, _LOWER if i == lower else 14, words, sides[i]
 
 
 def _strip(row: Strip, top: int, at: Callable[[float], str]) -> Iterator[str]:
@@ -81,8 +109,10 @@ def _strip(row: Strip, top: int, at: Callable[[float], str]) -> Iterator[str]:
     spread = statistics.stdev(row.values) if len(row.values) > 1 else 0.0
     y = top + 38
     colour = "grey" if row.colour is None else f"c{row.colour % 6}"
-    yield f'<text class="name" x="0" y="{top + 18}">{text(row.name)}</text>'
-    yield label("100%", top + 18, row.note, "told", "end")
+    yield (
+        f'<text x="0" y="{top + 18}"><tspan class="name">{text(row.name)}</tspan>'
+        f'<tspan dx="10">{text(row.note)}</tspan></text>'
+    )
     yield f'<line class="rule" x1="0" x2="100%" y1="{y}" y2="{y}"/>'
     yield (
         f'<line class="{colour}" stroke="var(--c)" stroke-width="9" opacity=".28" '

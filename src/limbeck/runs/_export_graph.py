@@ -1,4 +1,4 @@
-"""The student as a graph: torch's own archive (pt2), and ONNX. Neither needs the student's class."""
+"""The student as a graph, which needs no class of its own: torch's archive (pt2), and ONNX."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from limbeck.runs._export_student import Ask, Form, Inputs, Student, short
 
 
 class Only(nn.Module):
-    """A student that gives the one tensor which counts, whatever else it gives."""
+    """A student that takes its inputs by position and gives the one tensor that counts."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()
         self.student = student.model
         self._student = student
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """What the student takes -> its logits."""
-        inputs = kwargs or dict(zip(self._student.samples, args, strict=True))
-        return self._student.ask(self.student)(inputs)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the student takes, in the order of the samples -> its logits."""
+        named = dict(zip(self._student.samples, inputs, strict=True))
+        return self._student.ask(self.student)(named)
 
 
 def capture(student: Student, to: str) -> torch.export.ExportedProgram:
@@ -34,16 +34,11 @@ def capture(student: Student, to: str) -> torch.export.ExportedProgram:
     """
     batch = torch.export.Dim("batch")
     # An archive keeps its example: it is of zeros, nobody's data.
-    zeros = {name: torch.zeros_like(value) for name, value in student.batch(2).items()}
-    free = {name: {0: batch} for name in zeros}
-    kwargs: dict[str, Any] = {"kwargs": zeros, "dynamic_shapes": free}
-    args: tuple[Tensor, ...] = ()
-    if not student.keywords:
-        args = tuple(zeros.values())
-        kwargs = {"dynamic_shapes": (tuple(free.values()),)}
+    zeros = tuple(torch.zeros_like(value) for value in student.batch(2).values())
+    free = (tuple({0: batch} for _ in zeros),)
     try:
         with torch.no_grad():
-            program = torch.export.export(Only(student), args, strict=False, **kwargs)
+            program = torch.export.export(Only(student), zeros, dynamic_shapes=free, strict=False)
     except Exception as error:
         raise _refused(to, error) from error
     for graph in program.graph_module.modules():
@@ -60,7 +55,7 @@ def _refused(to: str, error: Exception) -> UsageError:
 
 
 def write_pt2(student: Student, folder: Path, about: dict[str, Any]) -> Form:
-    """model.pt2: `torch.export.load("model.pt2").module()` is the student."""
+    """model.pt2: `torch.export.load("model.pt2").module()` takes inputs by position."""
     path = folder / "model.pt2"
     program = capture(student, "pt2")
     try:
@@ -72,7 +67,8 @@ def write_pt2(student: Student, folder: Path, about: dict[str, Any]) -> Form:
 
     def load() -> Ask:
         # The file that was written a moment ago; limbeck reads no other archive.
-        return student.ask(torch.export.load(path).module())
+        program = torch.export.load(path).module()
+        return lambda inputs: program(*inputs.values())
 
     return Form("pt2", path.name, load)
 
@@ -90,7 +86,7 @@ def write_onnx(student: Student, folder: Path, about: dict[str, Any]) -> Form:
         ) from None
     path = folder / "model.onnx"
     program = capture(student, "onnx")
-    names = {"input_names": list(student.samples), "output_names": [student.gives]}
+    names: dict[str, Any] = {"input_names": list(student.samples), "output_names": [student.gives]}
     try:
         made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
         made.rename_axes({made.model.graph.inputs[0].shape[0]: "batch"})

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ class Student:
                     break
                 largest = max(largest, float(ours.abs().max()))
                 apart = float((ours - theirs).abs().max())
-                worst = apart if not apart <= worst else worst  # not-a-number stays
+                worst = max(worst, apart) if apart == apart else float("inf")
         tolerance = TOLERANCE.get(self.dtype, USUALLY) * largest
         return Check(worst, tolerance, self.count, sizes)
 
@@ -147,13 +148,16 @@ def _read(samples: Any) -> tuple[Inputs, bool]:
         named = {f"x{i}": value for i, value in enumerate(samples)}
     else:
         named = {"x": samples}
-    wrong = next((v for v in named.values() if not isinstance(v, Tensor) or v.dim() == 0), None)
-    if wrong is not None or not named:
-        kind = type(samples if wrong is None else wrong).__name__
+    wrong = [v for v in named.values() if not isinstance(v, Tensor) or v.dim() == 0]
+    if wrong or not named:
+        kind = f"a {type(wrong[0]).__name__}" if wrong else "nothing"
         raise UsageError(
-            f"the samples hold a {kind}; give what the student takes: a tensor (N, ...), or a "
+            f"the samples hold {kind}; give what the student takes: a tensor (N, ...), or a "
             "dict or tuple of such tensors"
         )
+    odd = next((n for n in named if not str(n).isidentifier() or iskeyword(n)), None)
+    if odd is not None:
+        raise UsageError(f"a sample's field is called {odd!r}; give it a name that Python takes")
     counts = {len(value) for value in named.values()}
     if len(counts) > 1 or 0 in counts:
         told = ", ".join(f"{name} {len(value)}" for name, value in named.items())

@@ -76,20 +76,23 @@ def _plain(student: Student, folder: Path) -> Callable[[], Ask]:
 def _timm(student: Student, folder: Path, about: dict[str, Any]) -> Callable[[], Ask]:
     """A folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
     import timm
-    from timm.models import save_config_for_hf
+    from timm.models import save_for_hf
 
     model: Any = student.model
     names = about.get("names")
     told = {"label_names": list(names)} if names and len(names) == model.num_classes else {}
-    save_config_for_hf(
-        model, str(folder / "config.json"), model_config=told, data_config=_pictures(about)
+    save_for_hf(
+        model,
+        str(folder),
+        model_config=told,
+        safe_serialization=True,
+        data_config=_pictures(about),
     )
-    save_model(model, str(folder / FILE))
     return lambda: student.ask(timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
 
 
 def _pictures(about: dict[str, Any]) -> dict[str, Any]:
-    """What timm calls the data's config, of what the student's inputs are."""
+    """How pictures are brought to what the student takes, in timm's words."""
     inputs = about.get("inputs") or {}
     if inputs.get("kind") != "pictures":
         return {}
@@ -107,6 +110,9 @@ def _transformers(student: Student, folder: Path, about: dict[str, Any]) -> Call
         model.config.id2label = dict(enumerate(map(str, names)))
         model.config.label2id = {str(name): i for i, name in enumerate(names)}
     model.save_pretrained(folder)
+    shown = _pictures(about)
+    if shown.get("input_size", ())[:1] == (3,):
+        _processor(shown).save_pretrained(folder)
     loader = transformers_class(model)
 
     def load() -> Ask:
@@ -116,6 +122,20 @@ def _transformers(student: Student, folder: Path, about: dict[str, Any]) -> Call
         return student.ask(kind.from_pretrained(folder, local_files_only=True).eval())
 
     return load
+
+
+def _processor(shown: dict[str, Any]) -> Any:
+    """What brings pictures to the student's size and scale, for pipelines of transformers."""
+    import transformers
+
+    _, height, width = shown["input_size"]
+    return transformers.CLIPImageProcessor(
+        size={"shortest_edge": min(height, width)},
+        crop_size={"height": height, "width": width},
+        resample=3 if shown.get("interpolation") == "bicubic" else 2,  # Pillow's numbers
+        image_mean=shown.get("mean") or [0.0] * 3,
+        image_std=shown.get("std") or [1.0] * 3,
+    )
 
 
 def transformers_class(model: nn.Module) -> str:

@@ -81,8 +81,7 @@ def appraise(
     _add_costs(task, models, sides, table, device)
     if (train := _train(task, models, device)) is not None:
         told["train"] = train
-    plain: dict[str, Any] = _plain(told)
-    return plain
+    return {key: _plain(value) for key, value in told.items()}
 
 
 # -- asking ----------------------------------------------------------------------------------------
@@ -129,9 +128,9 @@ def _ask(
 
 def _live(task: Task, table: Table, device: torch.device) -> Teacher | None:
     """The teacher, ready to be asked; None where it knows nothing of this table."""
-    reader = reader_of(task.readers, "teacher")
+    setting = Setting(reader=reader_of(task.readers, "teacher"), device=device)
     try:
-        live = task.the_teacher().attach(Setting(reader=reader, device=device))
+        live = task.the_teacher().attach(setting)
     except UsageError:  # not trained
         return None
     try:
@@ -217,7 +216,8 @@ def _add_costs(
     device: torch.device,
 ) -> None:
     """Add what each side costs; of a teacher without a module nothing is known."""
-    timed = {n: (model, reader_of(task.readers, "student")) for n, model in models.items()}
+    mine = reader_of(task.readers, "student")
+    timed = {name: (model, mine) for name, model in models.items()}
     teacher = getattr(task.the_teacher(), "module", None)
     if isinstance(teacher, nn.Module):
         timed["teacher"] = (teacher, reader_of(task.readers, "teacher"))
@@ -233,10 +233,7 @@ def _train(
     """Scores on the first training samples, where these have labels."""
     if task.train is None:
         return None
-    try:
-        table = Table(task.train, "train")
-    except UsageError:
-        return None
+    table = Table(task.train, "train")
     most = min(TRAIN, len(table))
     y, answers = _ask(task, models, table, most, device)
     like = answers.get("student")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from limbeck.core.files import write_json
 from limbeck.core.method import Result
 from limbeck.core.run import Run
 from limbeck.core.task import Task
+from limbeck.core.teachers import Cached, Frozen
+from limbeck.report import run as page
+from limbeck.runs.appraisal import appraise
 
 
 def finish(
@@ -30,14 +34,12 @@ def finish(
         baseline: the student that was trained without a teacher.
     """
     facts: dict[str, Any] = {k: told[k] for k in ("method", "fields", "world", "seed")}
-    if result.model is not None and task.set_or_none(task.judged) is not None:
-        table = Table(task.set(task.judged), task.judged)
-        reader = reader_of(task.readers, "student")
-        value = measure(result.model, table, task.score, reader, run.device)
-        facts |= {"score": value, "score_of": task.judged, "score_name": task.score.name}
-        facts["teacher"] = score_teacher(task, table, run.device)
-        if baseline is not None:
-            facts["baseline"] = measure(baseline, table, task.score, reader, run.device)
+    teacher = task.the_teacher()
+    if isinstance(teacher, Cached) and teacher.module is not None:  # it knows only `train`
+        task = replace(task, teacher=Frozen(teacher.module))
+    judged = result.model is not None and task.set_or_none(task.judged) is not None
+    if result.model is not None and judged:
+        facts |= _scores(run, task, result.model, baseline)
     if result.model is not None:
         facts["parameters"] = sum(p.numel() for p in result.model.parameters())
     if result.scores is not None:
@@ -50,13 +52,38 @@ def finish(
     }
     if run.folder is not None:
         folder = run.folder
-        processes.by_the_first(lambda: _write(folder, result))
+        processes.by_the_first(lambda: _write(folder, run, task, result, baseline, judged))
 
 
-def _write(folder: Path, result: Result) -> None:
-    """The files of a finished run; result.json comes last, and says that it is finished."""
+def _scores(run: Run, task: Task, model: nn.Module, baseline: nn.Module | None) -> dict[str, Any]:
+    """The scores of all sides on the judged set, which every process needs."""
+    table = Table(task.set(task.judged), task.judged)
+    reader = reader_of(task.readers, "student")
+    value = measure(model, table, task.score, reader, run.device)
+    scores = {"score": value, "score_of": task.judged, "score_name": task.score.name}
+    scores["teacher"] = score_teacher(task, table, run.device)
+    if baseline is not None:
+        scores["baseline"] = measure(baseline, table, task.score, reader, run.device)
+    return scores
+
+
+def _write(
+    folder: Path,
+    run: Run,
+    task: Task,
+    result: Result,
+    baseline: nn.Module | None,
+    judged: bool,
+) -> None:
+    """The files of a finished run; result.json says that it is finished, the page shows it."""
     if result.model is not None:
         checkpoints.save(folder / "student.safetensors", checkpoints.of_module(result.model))
     if isinstance(result.data, dict):
         checkpoints.save(folder / "data.safetensors", result.data)
+    if result.model is not None and judged:
+        measured = appraise(task, result.model, baseline, run.device)
+        write_json(folder / "appraisal.json", measured)
+        if result.facts["teacher"] is None:  # no module, but one that answered
+            result.facts["teacher"] = measured["sides"].get("teacher", {}).get("score")
     write_json(folder / "result.json", result.facts)
+    page.write(folder)

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.losses.divergences import kl
+
 __all__ = ["agreements", "are_classes", "of_classes", "of_rows"]
 
 BINS = 15
+CHUNK = 4096  # bounds the memory of doubles
 
 
 def are_classes(z: Tensor, y: Tensor | None) -> bool:
@@ -23,9 +26,9 @@ def are_classes(z: Tensor, y: Tensor | None) -> bool:
     return whole and int(y.min()) >= 0 and int(y.max()) < z.shape[1]
 
 
-def ofare_classes(z: Tensor, y: Tensor | None) -> dict[str, Any]:
+def of_classes(z: Tensor, y: Tensor | None) -> dict[str, Any]:
     """What is known of a side with logits z (N, C) on labels y (N,)."""
-    rows = [of_rows(piece) for piece in z.split(4096)]  # bounds the memory of doubles
+    rows = [of_rows(piece) for piece in torch.split(z, CHUNK)]
     confidence, pick, entropy, total = map(torch.cat, zip(*rows, strict=True))
     told = {"confidence": float(confidence.mean()), "entropy": float(entropy.mean())}
     if y is None:
@@ -72,11 +75,7 @@ def agreements(answers: Mapping[str, Tensor]) -> dict[str, Any]:
             continue
         told[name] = {"top1": float((_pick(z) == _pick(t)).double().mean())}
         if t.is_floating_point():
-            pairs = zip(z.split(4096), t.split(4096), strict=True)
-            told[name]["kl"] = sum(_kl(a, b) for a, b in pairs) / len(z)
+            pairs = zip(torch.split(z, CHUNK), torch.split(t, CHUNK), strict=True)
+            total = sum(float(kl(a.double(), b.double()).sum()) for a, b in pairs)
+            told[name]["kl"] = max(0.0, total / len(z))
     return told
-
-
-def _kl(z: Tensor, t: Tensor) -> float:
-    log_z, log_t = z.double().log_softmax(-1), t.double().log_softmax(-1)
-    return max(0.0, float((log_t.exp() * (log_t - log_z)).sum()))

@@ -42,6 +42,19 @@ def _first(x: Any) -> Any:
 
 def _picture(x: Any) -> Tensor | None:
     """(H, W) or (H, W, 3), in its own units; None of what is no picture."""
+    tensor = _tensor(x)
+    if tensor is None or tensor.is_complex():
+        return None
+    if tensor.dim() == 3 and tensor.shape[0] in (1, 3, 4):
+        tensor = tensor.movedim(0, -1)
+    if min(tensor.shape[:2], default=0) < 4:
+        return None
+    if tensor.dim() == 3 and tensor.shape[-1] in (1, 3, 4):
+        return tensor[..., :3] if tensor.shape[-1] > 1 else tensor[..., 0]
+    return tensor if tensor.dim() == 2 else None
+
+
+def _tensor(x: Any) -> Tensor | None:
     if hasattr(x, "convert") and hasattr(x, "mode"):  # a PIL image, without importing PIL
         x = x.convert("L" if x.mode in ("1", "L", "LA", "I", "I;16", "F") else "RGB")
     if not isinstance(x, Tensor):
@@ -50,14 +63,8 @@ def _picture(x: Any) -> Tensor | None:
         import numpy as np
 
         x = torch.tensor(np.array(x))
-    x = x.detach().cpu()
-    if x.dim() == 3 and x.shape[0] in (1, 3, 4):
-        x = x.movedim(0, -1)
-    if x.is_complex() or min(x.shape[:2], default=0) < 4:
-        return None
-    if x.dim() == 3 and x.shape[-1] in (1, 3, 4):
-        return x[..., :3] if x.shape[-1] > 1 else x[..., 0]
-    return x if x.dim() == 2 else None
+    tensor: Tensor = x.detach().cpu()
+    return tensor
 
 
 def _pixels(pictures: Sequence[Tensor]) -> list[Any]:

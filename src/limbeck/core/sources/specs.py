@@ -31,7 +31,7 @@ class Model:
     """
 
     text: str
-    kind: Literal["none", "timm", "torchvision", "hf", "file", "gguf", "run", "cache", "url"]
+    kind: Literal["none", "timm", "torchvision", "hf", "file", "gguf", "run", "url"]
     name: str
     weights: str | None = None
 
@@ -108,14 +108,12 @@ def _of_place(text: str, name: str, side: str) -> Model:
     if (place / "run.json").exists():
         return Model(text, "run", name)
     if (place / "cache.json").exists():
-        if side == "student":
-            raise UsageError(
-                f"{name} holds a teacher's outputs, which are no student; give {_MODEL}"
-            )
-        return Model(text, "cache", name)
+        raise UsageError(
+            f"{name} holds a teacher's outputs; name the teacher itself, and add --cache {name}"
+        )
     if name.endswith(".py"):
         raise UsageError(f"the {side} is '{text}'; name the model in it, as {name}:NAME")
-    raise UsageError(f"the {side} '{text}' is neither a run's folder nor a cache; give {_MODEL}")
+    raise UsageError(f"the {side} '{text}' is not a run's folder; give {_MODEL}")
 
 
 def _check_weights(weights: str, side: str, given: bool) -> None:
@@ -173,7 +171,7 @@ def placed(source: Model | Data) -> str:
     if source.kind == "file":
         file, _, name = source.name.rpartition(":")
         words = f"{Path(file).resolve()}:{name}"
-    elif source.kind in ("gguf", "run", "cache", "pictures", "table", "text"):
+    elif source.kind in ("gguf", "run", "pictures", "table", "text"):
         words = str(Path(source.name).resolve())
     elif isinstance(source, Model) and source.weights:
         words = words.partition("@")[0]

@@ -1,0 +1,202 @@
+"""README.txt beside an exported student: what it is, and lines that use it without limbeck."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from limbeck.runs._export_student import Form, Student
+
+_NEEDS = {
+    "pt2": "torch",
+    "onnx": "onnxruntime and numpy",
+    "timm": "timm",
+    "transformers": "transformers and torch",
+    "class": "torch, safetensors and the student's own class",
+}
+_OPEN = {
+    "pt2": """\
+import json
+import torch
+
+facts = json.load(open("student.json", encoding="utf-8"))
+program = torch.export.load("model.pt2").module()
+
+def student({params}):
+    with torch.no_grad():
+        return program({params})
+""",
+    "onnx": """\
+import json
+import numpy
+import onnxruntime
+
+facts = json.load(open("student.json", encoding="utf-8"))
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+
+def student({params}):
+    return session.run([{gives}], {{{feed}}})[0]
+""",
+    "timm": """\
+import json
+import timm
+import torch
+
+facts = json.load(open("student.json", encoding="utf-8"))
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+
+def student({params}):
+    with torch.no_grad():
+        return model({call})
+""",
+    "transformers": """\
+import json
+import torch
+from transformers import {loader}
+
+facts = json.load(open("student.json", encoding="utf-8"))
+model = {loader}.from_pretrained(".").eval()
+
+def student({params}):
+    with torch.no_grad():
+        return model({call})[{gives}]
+""",
+    "class": """\
+from safetensors.torch import load_file, load_model
+
+for name, tensor in load_file("model.safetensors").items():
+    print(name, tuple(tensor.shape))
+
+def load(student):
+    \"\"\"Give a module, built as it was for the run, the student's weights.\"\"\"
+    load_model(student, "model.safetensors")
+    return student.eval()
+""",
+}
+
+
+def readme(student: Student, form: Form, facts: dict[str, Any]) -> str:
+    """The text of README.txt, with a snippet (indented by four) that runs in the folder."""
+    loader = ""
+    if form.how == "transformers":
+        from limbeck.runs._export_weights import transformers_class
+
+        loader = transformers_class(student.model)
+    names = list(student.samples)
+    opening = _OPEN[form.how].format(
+        params=", ".join(names),
+        call=", ".join(f"{n}={n}" for n in names) if student.keywords else ", ".join(names),
+        feed=", ".join(f'"{n}": {n}' for n in names),
+        gives=repr(student.gives),
+        loader=loader,
+    )
+    using = "" if form.how == "class" else f"\n{_use(student, form, facts)}"
+    parts = [
+        f"A student, as {form.main}; made with limbeck {facts['limbeck']}, without which it works.",
+        _told(student, form, facts),
+        f"Run this in this folder; it needs {_NEEDS[form.how]}:",
+        textwrap.indent(f"{opening}{using}".rstrip(), "    "),
+        _warning(student, form),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _told(student: Student, form: Form, facts: dict[str, Any]) -> str:
+    """Inputs, outputs, scores and how the file was checked."""
+
+    def shape(sizes: list[Any]) -> str:
+        return f"({', '.join(map(str, sizes))})"
+
+    lines = [
+        f"takes: {each['name']} {shape(each['shape'])} {each['dtype']}" for each in facts["takes"]
+    ]
+    gives = facts["gives"]
+    lines.append(f"gives: {gives['name']} {shape(gives['shape'])} {gives['dtype']}")
+    scores = facts["scores"] or {}
+    told = ", ".join(
+        f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items()
+    )
+    told = " ".join(told.split())
+    lines += [f"scores: {told}"] if told else []
+    check = facts["check"]
+    lines.append(
+        f"checked: on {check['samples']} samples, in batches of "
+        f"{', '.join(map(str, check['batches']))}, its outputs differ from the original's by at "
+        f"most {check['difference']:.2g} ({check['tolerance']:.2g} was allowed)"
+    )
+    return "\n".join(lines) + "\nstudent.json says the same and more, for programs."
+
+
+def _use(student: Student, form: Form, facts: dict[str, Any]) -> str:
+    """Lines that make inputs, ask the student and show its answer."""
+    onnx = form.how == "onnx"
+    made = [_made(each, onnx) for each in facts["takes"]]
+    inputs = facts["inputs"] or {}
+    lines = made
+    if len(made) == 1 and facts["takes"][0]["dtype"] == "float32":
+        lines = _scaled(made[0], facts["takes"][0], inputs, onnx)
+    answer = student.gives if student.gives.isidentifier() else "output"
+    lines.append(f"{answer} = student({', '.join(student.samples)})")
+    names = facts["names"]
+    if names and _classes(facts) == len(names):
+        lines.append(f'print([facts["names"][i] for i in {answer}.argmax(-1)])')
+    elif len(facts["gives"]["shape"]) == 2 and answer == "logits":
+        lines.append(f"print({answer}.argmax(-1))")
+    else:
+        lines.append(f"print({answer}.shape)")
+    return "\n".join(lines)
+
+
+def _classes(facts: dict[str, Any]) -> int:
+    """The length of the student's last dimension."""
+    return int(facts["gives"]["shape"][-1]) if len(facts["gives"]["shape"]) > 1 else 0
+
+
+def _made(each: dict[str, Any], onnx: bool) -> str:
+    sizes = ", ".join(map(str, (4, *each["shape"][1:])))
+    if onnx:
+        kind = {"bool": "numpy.bool_"}.get(each["dtype"], f"numpy.{each['dtype']}")
+        return f"{each['name']} = numpy.zeros(({sizes}), {kind})"
+    return f"{each['name']} = torch.zeros({sizes}, dtype=torch.{each['dtype']})"
+
+
+def _scaled(line: str, each: dict[str, Any], inputs: dict[str, Any], onnx: bool) -> list[str]:
+    """The lines for pictures and tables: what a raw sample is, and how it is brought to scale."""
+    name, kind = each["name"], inputs.get("kind")
+    if kind == "pictures":
+        told = " x ".join(map(str, each["shape"][-2:]))
+        how = "bicubic" if inputs.get("interpolation") == "bicubic" else "bilinear"
+        lines = [
+            f"# your pictures, values from 0 to 1: the shorter side resized ({how}) and the middle",
+            f"# cut out, {told}",
+            line,
+        ]
+        end = "reshape(-1, 1, 1)"
+    elif kind == "table":
+        told = ", ".join(map(repr, inputs.get("columns") or ()))  # a name may hold a line break
+        told = told if len(told) <= 70 else 'as in facts["inputs"]["columns"]'
+        lines, end = [f"# your rows; columns: {told}", line], ""
+    else:
+        return ["# what the student itself takes, after any scaling", line]
+    if not (inputs.get("mean") and inputs.get("std")):
+        return lines
+    array = "numpy.float32({0})" if onnx else "torch.tensor({0})"
+    for which in ("mean", "std"):
+        value = array.format(f'facts["inputs"]["{which}"]')
+        lines.append(f"{which} = {value}{'.' if end else ''}{end}")
+    return [*lines, f"{name} = ({name} - mean) / std"]
+
+
+def _warning(student: Student, form: Form) -> str:
+    if form.how == "pt2":
+        return (
+            "Read .pt2 archives only of those whom you trust: torch.export.load may unpickle parts "
+            "of one."
+        )
+    if form.how == "class":
+        kind = type(student.model)
+        return (
+            f"The student is a {kind.__module__}.{kind.__qualname__}, which is not in the file. "
+            "Exported to pt2 or onnx, a student needs no class."
+        )
+    return ""

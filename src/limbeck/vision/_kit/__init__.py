@@ -1,0 +1,1 @@
+"""What the vision room's methods and its maker of tasks share."""
