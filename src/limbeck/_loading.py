@@ -119,7 +119,7 @@ def _shaped(value: Any, wanted: Any) -> Any:
     inner = get_args(wanted)
     if wanted is float or (float in inner and int not in inner and get_origin(wanted) is not tuple):
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return float(value) if whole else value
+        return float(value) if whole and abs(value) < 2**1000 else value
     if isinstance(value, list):
         value = tuple(value)
     if get_origin(wanted) is tuple and isinstance(value, tuple):

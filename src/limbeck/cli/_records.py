@@ -45,6 +45,19 @@ def write(path: Path, value: dict[str, Any]) -> None:
         ) from None
 
 
+def there(path: Path) -> bool:
+    """Whether a file is there.
+
+    Raises:
+        UsageError: no file could be, such as one with too long a name.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        told = f"the folder {str(path.parent)[:60]}... cannot be made ({error.strerror})"
+        raise UsageError(f"{told}; name another with --out") from None
+
+
 def make_folder(folder: Path) -> None:
     """A new run's folder.
 
@@ -85,13 +98,34 @@ def digest_of(file: str) -> str:
         raise Missing(f"there is no file {file}") from None
 
 
-def check_unchanged(folder: Path, request: dict[str, Any]) -> None:
-    """Refuse to execute files that have changed since a run began.
+_ASKED = tuple(
+    "method given baseline cache seed own task_file world hashes budget taps device command".split()
+)
+"""What the request of a run must hold for it to go on, or to be opened again."""
+
+
+def request_of(folder: Path, instead: str) -> dict[str, Any]:
+    """What was asked for when a run began; the files that it will execute have not changed since.
+
+    Args:
+        folder: the run's.
+        instead: what can be done with a run that was begun from Python.
 
     Raises:
-        UsageError: one has, or is gone.
+        UsageError: there is no request, it is damaged, or a file has changed or is gone.
     """
-    for file, then in request.get("hashes", {}).items():
+    request = read(folder / "run.json").get("request")
+    if not isinstance(request, dict):
+        raise UsageError(f"the run in {folder} was begun from Python; {instead}")
+    missing = [name for name in _ASKED if name not in request]
+    if missing:
+        raise UsageError(f"{folder / 'run.json'} is damaged: its request lacks '{missing[0]}'")
+    _check_unchanged(folder, request)
+    return request
+
+
+def _check_unchanged(folder: Path, request: dict[str, Any]) -> None:
+    for file, then in request["hashes"].items():
         try:
             same = digest_of(file) == then
         except Missing:

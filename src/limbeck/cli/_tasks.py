@@ -110,15 +110,11 @@ def reopen(folder: Path) -> Opened:
     Raises:
         UsageError: it is not finished, was begun from Python, or its files have changed.
     """
-    told = records.read(folder / "run.json")
-    request = told.get("request")
-    if not isinstance(request, dict):
-        raise UsageError(f"the run in {folder} was begun from Python, so only Python can open it")
+    request = records.request_of(folder, "only Python can open it")
     if not (folder / "result.json").exists():
         raise UsageError(
             f"the run in {folder} is not finished; go on with: limbeck resume {folder}"
         )
-    records.check_unchanged(folder, request)
     from limbeck.runs.door import again
 
     task, result = again(

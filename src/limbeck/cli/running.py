@@ -147,16 +147,12 @@ def resume(argv: list[str]) -> int:
 
 def _resume_one(folder: Path, progress: str) -> None:
     told = records.read(folder / "run.json")
-    request = told.get("request")
     if (folder / "result.json").exists():
         done = records.sentence(records.read(folder / "result.json"), folder)
         if _first():
             print(f"the run in {folder} is finished. {done}")
         return
-    if not isinstance(request, dict):
-        how = f"go on with limbeck.run(..., out='{folder}') and the same task"
-        raise UsageError(f"the run in {folder} was begun from Python; {how}")
-    records.check_unchanged(folder, request)
+    request = records.request_of(folder, f"go on with limbeck.run(..., out='{folder}')")
     facts = _execute(request, folder, progress, told.get("threads"))
     if _first():
         print(records.sentence(facts, folder))
@@ -172,7 +168,7 @@ def _execute(
 ) -> dict[str, Any]:
     """Write what the run is, then import torch and run it; gives what result.json says."""
     path = folder / "run.json"
-    if _first() and not path.exists():
+    if _first() and not records.there(path):
         records.make_folder(folder)
         records.write(path, {"request": request})
     import torch

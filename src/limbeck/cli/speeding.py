@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 
 from limbeck.cli._parser import Parser
+from limbeck.errors import UsageError
 
 __all__ = ["speed"]
 
@@ -22,6 +23,8 @@ def speed(argv: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (1)")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     args = parser.parse_args(argv)
+    if not 1 <= args.threads <= 1024:
+        raise UsageError(f"--threads is {args.threads}; give a number from 1 to 1024")
 
     import torch
 

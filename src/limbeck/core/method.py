@@ -167,7 +167,7 @@ def _fits(value: Any, kind: Any) -> bool:
             _fits(v, k) for v, k in zip(value, kinds, strict=True)
         )
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, float) or (type(value) is int and abs(value) < 2**1000)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
@@ -184,7 +184,9 @@ def check_fields(owner: Any) -> None:
                 if typing.get_origin(kind) is Literal
                 else getattr(kind, "__name__", str(kind))
             )
-            raise UsageError(f"{type(owner).__name__}.{f.name} is {value!r}; it must be {told}")
+            shown = repr(value)
+            shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+            raise UsageError(f"{type(owner).__name__}.{f.name} is {shown}; it must be {told}")
         for sign, (word, holds) in _SIGNS.items():
             bound = f.metadata.get(sign)
             if bound is not None and value is not None and not holds(value, bound):

@@ -70,6 +70,11 @@ def task(
         )
     whole = _loaded(data, "--data", target)
     apart = None if test is None else _loaded(test, "--test", target, whole)
+    if len(whole.names) < 2:
+        raise UsageError(
+            f"{data if isinstance(data, str) else 'the data'} has one class, '{whole.names[0]}'; a "
+            "classifier needs two or more"
+        )
     sets, held_out = parts(whole, apart)
     x, classes = sets["train"][0], len(whole.names)
     scale = Standardise.of(x) if x.dim() == 2 and x.is_floating_point() else None
