@@ -188,8 +188,8 @@ class View:
         yield from self._terms(fit, f"{indent}    ", width)
         if fit.valid is not None:
             score, value, best = fit.valid
-            told = self._text(f"{indent}    {score} on valid ", "dim")
-            yield told.append(f"{value:.4g}", "default").append(f"  best {best:.4g}", "green")
+            told = self._text(f"{indent}    ").append(f"{score} on valid ", "dim")
+            yield told.append(f"{value:.4g}").append(f"  best {best:.4g}", "green")
 
     def _bar(self, share: float, room: int) -> Text:
         _, _, full, rest, _ = _SIGNS[not self.plain]
@@ -203,8 +203,8 @@ class View:
         terms = fit.rows[-1] if fit.rows else {}
         column = min(24, width // 3, max(map(len, terms), default=0))
         for name in list(terms)[:_MOST]:
-            line = self._text(f"{indent}{name[:column]:<{column}}  ", "dim")
-            line.append(f"{terms[name]:<11.4g}", "default")
+            line = self._text(indent).append(f"{name[:column]:<{column}}  ", "dim")
+            line.append(f"{terms[name]:<11.4g}")
             room = min(30, width - line.cell_len - 1)
             way = [row[name] for row in fit.rows if name in row]
             yield line.append(spark(way, room, _SIGNS[not self.plain][4]), "cyan")

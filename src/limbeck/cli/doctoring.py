@@ -1,0 +1,227 @@
+"""The command `doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck._source import outline
+from limbeck.cli import _flags as flags
+from limbeck.cli import _records as records
+from limbeck.cli import _tasks as tasks
+from limbeck.cli._parser import Parser
+from limbeck.core.card import call
+from limbeck.errors import Missing, UsageError
+from limbeck.registry import Entry, find
+
+if TYPE_CHECKING:
+    from limbeck.doctor import Diagnosis, Finding
+
+__all__ = ["doctor"]
+
+_ABOUT = """\
+Say what ails a distillation: of a run by its folder, or of models and data before a run. It asks
+both sides, and trains for a few steps in memory (seconds for small models, minutes for large ones
+without a GPU); nothing is written. The worst comes first, with what to do about it."""
+_METHOD = "before a run: the method, with values if wanted: kd, \"kd(tau=8)\" (kd)"  # fmt: skip
+_STYLES = {"bad": "bold red", "watch": "yellow", "unknown": "dim", "good": "green"}
+_NAME = 14  # letters of the longest finding's name, and some space
+
+
+def _parser(entry: Entry | None) -> Parser:
+    parser = Parser(
+        "doctor",
+        _ABOUT,
+        (
+            "limbeck doctor runs/kd-digits-s0",
+            "limbeck doctor --world digits --method fitnets",
+            "limbeck doctor --teacher nets.py:big --student nets.py:Small --data table.csv --tau 8",
+        ),
+    )
+    add = parser.add_argument
+    add("folder", metavar="DIR", nargs="?", help="a run's folder, finished or not")
+    add("--method", metavar="KEY", help=_METHOD)
+    add("--seed", type=int, default=0, help="of the short fits, before a run (0)")
+    add("--probe-steps", type=int, default=60, metavar="N", help="steps of each short fit (60)")
+    add("--json", action="store_true", help="print the findings as JSON")
+    flags.add_task(parser)
+    flags.add_budget(parser)
+    group = parser.add_argument_group("the method's fields") if entry else parser
+    for field in outline(entry.path).fields if entry else ():
+        about = f"{field.help or 'a field of the method'} ({field.default})".replace("%", "%%")
+        flag = f"--{field.name.replace('_', '-')}"
+        kind = field.type.upper()[:24]
+        group.add_argument(flag, dest=f"field_{field.name}", metavar=kind, help=about)
+    return parser
+
+
+def doctor(argv: list[str]) -> int:
+    """Diagnose a run, or a task before one."""
+    text = _method_in(argv)
+    name, values = call(text) if text.endswith(")") else (text, {})
+    entry = find(name)
+    args = _parser(entry).parse_args(argv)
+    if args.folder is not None:
+        found, command = _after(args, argv)
+    else:
+        found, command = _before(args, argv, entry, values)
+    if args.json:
+        print(json.dumps({**found.as_dict(), "next": _next(found, command)}))
+    else:
+        _show(found, command)
+    return 0
+
+
+def _method_in(argv: Sequence[str]) -> str:
+    """The words after --method, which decide what other options there are."""
+    text = "kd"
+    for i, word in enumerate(argv):
+        option, eq, value = word.partition("=")
+        if option == "--method":
+            text = value if eq else "".join(argv[i + 1 : i + 2])
+    return text
+
+
+def _say(quiet: bool) -> Any:
+    return lambda sentence: None if quiet else print(f"{sentence} ...", file=sys.stderr, flush=True)
+
+
+def _before(
+    args: argparse.Namespace, argv: list[str], entry: Entry, values: dict[str, Any]
+) -> tuple[Diagnosis, list[str]]:
+    """Models and data before a run, and the command of that run."""
+    given = {k[6:]: tasks.value(v) for k, v in vars(args).items() if k[:6] == "field_" and v}
+    key = str(entry.path.resolve()) if entry.room == "own" else entry.card.key
+    if not any((args.world, args.task, args.teacher, args.student, args.data)):
+        raise UsageError(
+            "name a run's folder, or what to look at before a run: --teacher, --student and "
+            "--data, --task, or --world"
+        )
+    request = {"method": key, "seed": args.seed, **flags.asked(args, None)}
+
+    from limbeck.doctor import diagnose
+    from limbeck.registry import make
+
+    task = tasks.task_of(request)
+    say = _say(args.json)
+    for note in task.notes:
+        say(note)
+    written = [w for k, v in values.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    named = entry.card.key if entry.room != "own" else str(entry.path)
+    kept = _without(argv, {"--method": 1, "--probe-steps": 1, "--json": 0})
+    command = ["limbeck", "run", named, *kept, *written]
+    found = diagnose(
+        task,
+        make(key, **tasks.tuples({**values, **given})),
+        seed=args.seed,
+        device=args.device,
+        probe_steps=args.probe_steps,
+        command=command,
+        say=say,
+    )
+    return found, command
+
+
+def _without(argv: Sequence[str], options: dict[str, int]) -> list[str]:
+    """The words without some options and the values that they take."""
+    kept: list[str] = []
+    skip = 0
+    for word in argv:
+        option, eq, _ = word.partition("=")
+        if skip:
+            skip -= 1
+        elif option in options:
+            skip = 0 if eq else options[option]
+        else:
+            kept.append(word)
+    return kept
+
+
+def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[str]]:
+    """A run by its folder, with its models where they can be had again."""
+    known = {args.folder, "--json", "--probe-steps", str(args.probe_steps)}
+    other = [w for w in argv if w.startswith("-") and w.partition("=")[0] not in known]
+    if other:
+        raise UsageError(f"a run's folder says what it is of; leave {' '.join(other)} out")
+    folder = Path(args.folder)
+    if not folder.exists():
+        try:
+            key = find(args.folder).card.key
+        except UsageError:
+            raise Missing(f"there is no folder {folder}; name a run's folder") from None
+        raise UsageError(f"'{key}' is a method; look at it before a run with --method {key}")
+
+    from limbeck.doctor import diagnose, read
+
+    told = read(folder)
+    say = _say(args.json)
+    request = told.told.get("request") or {}
+    task = student = None
+    try:
+        if told.result:
+            opened = tasks.reopen(folder)
+            task, student = opened.task, opened.result.model
+        elif request:
+            task = tasks.task_of(records.request_of(folder, "only Python can open it"))
+    except UsageError as error:
+        say(f"the models cannot be had again, so this goes by the records alone ({error})")
+    command = told.command or []
+    found = diagnose(
+        task,
+        run=told,
+        student=student,
+        seed=request.get("seed", 0),
+        device=request.get("device"),
+        probe_steps=args.probe_steps,
+        say=say,
+    )
+    return found, command
+
+
+def _next(found: Diagnosis, command: Sequence[str]) -> str:
+    """What to do now: the worst finding's command or advice; of a healthy task the run."""
+    for finding in found.findings:
+        if finding.state in ("bad", "watch"):
+            return finding.command or finding.advice
+    unfinished = next((f.command for f in found.findings if f.command), None)
+    from limbeck.doctor.words import again
+
+    return unfinished or (again(command, {}) if command else "")
+
+
+def _show(found: Diagnosis, command: Sequence[str]) -> None:
+    """The verdict on the terminal, in colours where it has them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    worst = found.findings[0].state if not found.healthy else "good"
+    console.print(Text(found.verdict, style=_STYLES[worst]))
+    console.print()
+    for finding in found.findings:
+        lines = _lines(finding, width)
+        console.print(Text.assemble((f"{finding.state:<8} ", _STYLES[finding.state]), lines[0]))
+        for line in lines[1:]:
+            console.print(Text(line))
+    if after := _next(found, command):
+        console.print()
+        console.print(Text.assemble(("try next: ", "bold"), after))
+
+
+def _lines(finding: Finding, width: int) -> list[str]:
+    """A finding's sentence and advice in lines; the first begins after the state."""
+    left = " " * (9 + _NAME)
+    lines = textwrap.wrap(f"{finding.name:<{_NAME}}{finding.says}", width - 9,
+                          subsequent_indent=" " * _NAME)  # fmt: skip
+    out = [lines[0], *(" " * 9 + line for line in lines[1:])]
+    if finding.advice:
+        out += textwrap.wrap(f"> {finding.advice}", width, initial_indent=left,
+                             subsequent_indent=f"{left}  ")  # fmt: skip
+    return out

@@ -1,0 +1,115 @@
+"""The doctor: what ails a distillation, before it is run or after.
+
+Example:
+    >>> from limbeck.doctor import Finding
+    >>> Finding("rate", "good", "the loss went from 2.3 to 0.1").state
+    'good'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from limbeck import registry
+from limbeck.core.method import Method
+from limbeck.core.task import Task
+from limbeck.doctor import on_student, on_teacher, on_terms
+from limbeck.doctor.gather import gather
+from limbeck.doctor.records import Records, read
+from limbeck.doctor.seen import Seen
+from limbeck.doctor.words import Diagnosis, Finding, concluded
+from limbeck.errors import UsageError
+
+__all__ = ["Diagnosis", "Finding", "Records", "diagnose", "read"]
+
+_SILENT: Callable[[str], None] = lambda sentence: None  # noqa: E731
+
+
+def diagnose(
+    task: Task | None,
+    method: str | Method = "kd",
+    *,
+    run: str | Path | Records | None = None,
+    student: nn.Module | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    probe_steps: int = 60,
+    command: Sequence[str] | None = None,
+    say: Callable[[str], None] = _SILENT,
+) -> Diagnosis:
+    """Say what ails a task (before a run) or a run.
+
+    Nothing is written, and neither teacher nor task are changed. Before a run the method is tried
+    for a few steps in memory; in both cases the student is tried alone, at several rates and on a
+    few samples by heart.
+
+    Args:
+        task: with its teacher; None to go by a run's records alone.
+        method: a key ("kd", "kd(tau=2)"), a FILE.py with a card, or a method.
+        run: a run's folder, or its records; its method and fields then go before `method`.
+        student: what that run delivered.
+        seed: of the short fits.
+        device: "cpu", "cuda", ...; Accelerate's choice when None.
+        probe_steps: steps of each short fit.
+        command: the words of the command that is proposed again with a change.
+        say: takes sentences on what is going on.
+
+    Raises:
+        UsageError: there is neither a task nor a run, or no such method.
+    """
+    if task is None and run is None:
+        raise UsageError("there is nothing to look at; give a task, or the folder of a run")
+    if probe_steps < 4:
+        raise UsageError(f"probe_steps is {probe_steps}; a fit says nothing in fewer than 4")
+    records = read(run) if isinstance(run, str | Path) else run
+    chosen, key = _method(method, records)
+    words = command or (records.command if records else None)
+    seen = gather(
+        task, chosen, key, records=records, student=student, seed=seed, device=device,
+        steps=probe_steps, say=say,
+    )  # fmt: skip
+    return concluded(
+        _findings(seen, words or ["limbeck", "run", key, "--task", "FILE.py:FUNCTION"]),
+        key,
+        records is not None,
+    )
+
+
+def _method(method: str | Method, records: Records | None) -> tuple[Any, str]:
+    """The method and its key; None and a key where a run's method is no longer to be had."""
+    if records is None:
+        chosen: Any = registry.make(method) if isinstance(method, str) else method
+        card = getattr(chosen, "card", None)
+        return chosen, card.key if card else type(chosen).__name__
+    key = Path(records.method).stem
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in records.fields.items()}
+    try:
+        return registry.make(records.method, **fields), key
+    except UsageError:
+        return None, key
+
+
+def _findings(seen: Seen, command: Sequence[str]) -> list[Finding]:
+    """All questions, in the order in which one would ask them."""
+    rate = on_student.rate(seen, command)
+    found = [
+        on_teacher.inputs(seen),
+        on_teacher.classes(seen),
+        on_teacher.better(seen),
+        rate,
+        on_terms.balance(seen, command),
+        on_terms.temperature(seen, command),
+        on_terms.taps(seen),
+        on_student.size(seen),
+        on_student.data(seen),
+        on_terms.soft_targets(seen),
+        on_teacher.calibration(seen),
+        on_teacher.agreement(seen),
+        on_terms.features(seen),
+    ]
+    fit = on_terms.progress(seen)
+    return found if fit is None else [*found, fit]

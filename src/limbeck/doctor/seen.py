@@ -1,0 +1,89 @@
+"""All that the questions are answered from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from limbeck.core.card import parse_needs
+from limbeck.core.method import Method
+from limbeck.core.task import Task
+from limbeck.doctor.feed import Better, Order
+from limbeck.doctor.probe import Alone, Tried
+from limbeck.doctor.records import Records, Row
+from limbeck.doctor.sides import Answers
+from limbeck.errors import UsageError
+
+Place = tuple[str, str]  # side (teacher, student, alone), set (train, held)
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """One tap: the shapes of a sample's features on both sides, and their likeness."""
+
+    name: str
+    teacher: tuple[int, ...] = ()
+    student: tuple[int, ...] = ()
+    cka: float | None = None
+    error: str = ""
+
+
+@dataclass
+class Seen:
+    """All that is known; what could not be measured is missing, and `faults` says why."""
+
+    key: str
+    method: Method | None = None
+    task: Task | None = None
+    records: Records | None = None
+    classes: int = 0
+    steps: int = 0  # of a short fit
+    samples: dict[str, int] = field(default_factory=dict)
+    answers: dict[Place, Answers] = field(default_factory=dict)
+    told: dict[Place, float] = field(default_factory=dict)  # accuracies that records give
+    rows: Sequence[Row] = ()
+    tried: Tried | None = None
+    slower: Tried | None = None  # the same at a tenth of the rate
+    alone: Alone | None = None
+    heart: tuple[int, float] | None = None
+    taps: list[Tapped] = field(default_factory=list)
+    inputs: Better | None = None
+    order: Order | None = None
+    faults: dict[str, str] = field(default_factory=dict)
+
+    def score(self, side: str, where: str) -> float | None:
+        """The accuracy of a side on a set: measured here, else as the records have it."""
+        found = self.answers.get((side, where))
+        return self.told.get((side, where)) if found is None else found.accuracy
+
+    def count(self, where: str) -> int:
+        """Samples behind a score."""
+        each = [len(a) for (_, place), a in self.answers.items() if place == where]
+        return max(each, default=self.samples.get(where, 0))
+
+    @property
+    def misread(self) -> bool:
+        """Whether the teacher is fed or read wrongly, so that what it taught counts for nothing."""
+        return self.inputs is not None or self.order is not None
+
+    def needs(self) -> set[str]:
+        """What the method asks of the teacher, by its card and as it did."""
+        asked = set(self.tried.asked) if self.tried else set()
+        card = getattr(self.method, "card", None)
+        for need in parse_needs(card.needs) if card else ():
+            asked |= {n.name for some in need for n in some if n.side in ("both", "teacher")}
+        return asked
+
+    @contextmanager
+    def noting(self, name: str) -> Iterator[None]:
+        """Keep the sentence of what could not be measured, and go on without it."""
+        try:
+            yield
+        except (UsageError, RuntimeError) as error:
+            self.faults.setdefault(name, first_line(error))
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

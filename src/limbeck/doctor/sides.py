@@ -1,0 +1,144 @@
+"""What the two sides answer on some of a task's samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limbeck.core.data import Batch, Table, reader_of
+from limbeck.core.evaluate import evaluating
+from limbeck.core.method import Clock
+from limbeck.core.task import Task
+from limbeck.core.teacher import Setting
+from limbeck.core.views import Look, Side
+from limbeck.errors import UsageError
+
+SideOf = Callable[[Batch], Side]
+_CLOCK = Clock(0, "doctor", 0, 1, 1)
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits (N, C) and labels (N,) on the CPU; `hard` where the side gives labels only."""
+
+    logits: Tensor
+    y: Tensor
+    hard: bool = False
+
+    @property
+    def accuracy(self) -> float:
+        """The share of samples whose first class is right."""
+        return float((self.logits.argmax(-1) == self.y).double().mean())
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def chunks(table: Table, most: int, device: torch.device) -> Iterator[Batch]:
+    """The first samples of a table, at most so many."""
+    for i in range(0, min(most, len(table)), _CHUNK):
+        yield table.rows(torch.arange(i, min(i + _CHUNK, most, len(table))), "in order").to(device)
+
+
+@contextmanager
+def taught_by(
+    task: Task,
+    table: Table,
+    device: torch.device,
+    paths: dict[str, Any] | None = None,
+    change: Callable[[Any], Any] | None = None,
+) -> Iterator[SideOf]:
+    """The task's teacher, to be asked on batches of this table.
+
+    Args:
+        task: of which the teacher is.
+        table: a cache of another table is refused.
+        device: where it runs.
+        paths: entry -> where in the teacher.
+        change: what is done to its inputs after its reader.
+    """
+    reader = reader_of(task.readers, "teacher")
+
+    def read(x: Any) -> Any:
+        x = reader(x) if reader else x
+        return change(x) if change else x
+
+    setting = Setting(paths or {}, read if change else reader, device)
+    live = task.the_teacher().attach(setting)
+    try:
+        live.check(table)
+        with torch.no_grad():
+            yield lambda batch: live.side(batch, _CLOCK)
+    finally:
+        live.close()
+
+
+@contextmanager
+def looked_at(
+    model: nn.Module, task: Task, device: torch.device, paths: dict[str, Any] | None = None
+) -> Iterator[SideOf]:
+    """A student, to be asked on batches."""
+    look = Look(model.to(device), "student", paths or {}, reader_of(task.readers, "student"))
+    try:
+        with evaluating(model):
+            yield look.side_of
+    finally:
+        look.close()
+
+
+def answers(
+    side_of: SideOf, table: Table, most: int, device: torch.device, classes: int
+) -> Answers:
+    """What a side answers on the first samples of a table, (N, C) whatever it gives.
+
+    Raises:
+        UsageError: it gives no answer over classes, or the samples have no class labels.
+    """
+    logits, labels, hard = [], [], False
+    for batch in chunks(table, most, device):
+        y = batch.columns.get("y")
+        if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
+            raise UsageError(f"the samples of '{table.name}' have no class labels")
+        z, hard = _answer(side_of(batch), classes)
+        logits.append(z.detach().float().cpu())
+        labels.append(y.cpu().long())
+    return Answers(torch.cat(logits), torch.cat(labels), hard)
+
+
+def _answer(side: Side, classes: int) -> tuple[Tensor, bool]:
+    """Logits (B, C) of a side, and whether they stand for labels only."""
+    tried: UsageError | None = None
+    for name in ("logits", "probabilities", "labels"):
+        try:
+            value = getattr(side, name)
+        except UsageError as error:
+            tried = tried or error
+            continue
+        if name == "labels":
+            return F.one_hot(value.long(), classes).float() * 100, True
+        if value.dim() != 2:
+            raise UsageError(f"the answers have the shape {tuple(value.shape)}, not (B, C)")
+        return (value, False) if name == "logits" else (value.clamp_min(1e-12).log(), False)
+    assert tried is not None
+    raise tried
+
+
+def features(
+    side_of: SideOf, names: list[str], table: Table, most: int, device: torch.device
+) -> dict[str, list[Tensor]]:
+    """The taps' tensors (N, ...), by name; a tap that reads several modules has several."""
+    kept: dict[str, list[list[Tensor]]] = {name: [] for name in names}
+    for batch in chunks(table, most, device):
+        side = side_of(batch)
+        for name in names:
+            value = getattr(side, name)
+            each = value if isinstance(value, list) else [value]
+            kept[name].append([v.detach().float().cpu() for v in each])
+    return {n: [torch.cat(part) for part in zip(*rows, strict=True)] for n, rows in kept.items()}

@@ -1,0 +1,102 @@
+"""What a diagnosis is made of, and how a command is written again with a change."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+State = Literal["bad", "watch", "unknown", "good"]
+ORDER: tuple[State, ...] = ("bad", "watch", "unknown", "good")
+"""The states, the worst first."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question and its answer.
+
+    Attributes:
+        name: of the question: teacher, classes, inputs, calibration, soft targets, temperature,
+            agreement, features, taps, balance, rate, student, data, fit.
+        state: the answer in a word; "unknown" where it could not be measured.
+        says: a sentence with the numbers.
+        advice: what to do; empty where there is nothing to do.
+        command: that, as a command, where one does it.
+    """
+
+    name: str
+    state: State
+    says: str
+    advice: str = ""
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, the worst first; healthy if none is bad and none is to be watched."""
+
+    findings: tuple[Finding, ...]
+    healthy: bool
+    verdict: str
+
+    def __getitem__(self, name: str) -> Finding:
+        return {f.name: f for f in self.findings}[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def concluded(findings: Sequence[Finding], key: str, after: bool) -> Diagnosis:
+    """The findings in order, with their verdict.
+
+    Args:
+        findings: in any order; among equals the order stays.
+        key: the method.
+        after: whether a run was looked at, and not a task before one.
+    """
+    ordered = tuple(sorted(findings, key=lambda f: ORDER.index(f.state)))
+    bad = [f.name for f in ordered if f.state == "bad"]
+    watch = [f.name for f in ordered if f.state == "watch"]
+    good = sum(f.state == "good" for f in ordered)
+    if bad:
+        verdict = f"{_count(len(bad), 'fault')} ({', '.join(bad)})"
+        verdict += f", {len(watch)} to watch ({', '.join(watch)})" if watch else ""
+    elif watch:
+        verdict = f"nothing is broken; {len(watch)} to watch ({', '.join(watch)})"
+    elif good and good < len(ordered) / 2:
+        verdict = f"nothing is wrong in the {good} of {len(ordered)} questions that have an answer"
+    elif good:
+        what = f"the run of {key}" if after else f"{key} on this task"
+        verdict = f"healthy: {good} of {len(ordered)} questions have good answers for {what}"
+    else:
+        verdict = "nothing could be measured"
+    return Diagnosis(ordered, not bad and not watch and good > 0, verdict)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("s" if n > 1 else "")
+
+
+def again(command: Sequence[str], changes: Mapping[str, Any]) -> str:
+    """A command with some options changed or added, and without the folder of the last run.
+
+    Args:
+        command: its words: limbeck run KEY ...
+        changes: option -> value, as {"--tau": 4.0}; None for a flag that takes none.
+    """
+    drop = {*changes, "--out"}
+    kept: list[str] = []
+    words = iter(command)
+    for word in words:
+        option, eq, _ = word.partition("=")
+        if option not in drop:
+            kept.append(word)
+        elif not eq and changes.get(option, "") is not None:
+            next(words, None)
+    for option, value in changes.items():
+        kept.append(option)
+        if value is not None:
+            kept.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return shlex.join(kept)
