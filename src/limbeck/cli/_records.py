@@ -98,8 +98,9 @@ def digest_of(file: str) -> str:
         raise Missing(f"there is no file {file}") from None
 
 
-_ASKED = tuple(
-    "method given baseline cache seed own task_file world hashes budget taps device command".split()
+_ASKED = (
+    *("method", "given", "baseline", "cache", "seed", "own", "task_file", "world", "hashes"),
+    *("budget", "taps", "device", "command"),
 )
 """What the request of a run must hold for it to go on, or to be opened again."""
 

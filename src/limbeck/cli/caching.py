@@ -28,7 +28,8 @@ def cache(argv: list[str]) -> int:
             "limbeck cache --world digits --out c --entries logits,mid --dtype float16",
             "limbeck cache ... --augment crop,flip --keep 20 --seed 0 --out c",
         ),
-        more="Name the same task as the run that will read it: the same data, readers and taps.",
+        more="Name the same task as the run that will read it: the same data and taps, and where\n"
+        "the teacher is trained first the same budget.",
     )
     add = parser.add_argument
     add("--out", metavar="DIR", required=True, help="the cache's folder")
@@ -36,16 +37,16 @@ def cache(argv: list[str]) -> int:
     add("--dtype", choices=_DTYPES, help="how floats are stored; as the teacher gives them")
     add("--keep", type=int, metavar="N", help="epochs to keep, where the data are augmented")
     add("--seed", type=int, default=0, help="of the run that will read augmented data (0)")
-    add("--batch", type=int, default=256, metavar="N", help="samples in a forward pass (256)")
+    add("--rows", type=int, default=256, metavar="N", help="samples in a forward pass (256)")
     add("--quiet", action="store_true", help="no progress")
     flags.add_task(parser)
+    flags.add_budget(parser)
     args = parser.parse_args(argv)
-    for name in ("keep", "batch"):
+    for name in ("keep", "rows"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; it must be above 0")
     request = flags.asked(args, None)
-    request["budget"] = {}
     entries = tuple(name.strip() for name in args.entries.split(",") if name.strip())
     if not entries:
         raise UsageError(f"--entries is '{args.entries}'; name at least one, such as logits")
@@ -64,7 +65,7 @@ def cache(argv: list[str]) -> int:
             task,
             args.out,
             entries,
-            batch=args.batch,
+            batch=args.rows,
             dtype=args.dtype,
             device=str(run.device),
             epochs=args.keep,

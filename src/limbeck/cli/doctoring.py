@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 _ABOUT = """\
-Say what ails a distillation: of a run by its folder, or of models and data before a run. It asks
-both sides, and trains for a few steps in memory (seconds for small models, minutes for large ones
-without a GPU); nothing is written. The worst comes first, with what to do about it."""
+Say what is wrong with a distillation: of a run by its folder, or of models and data before
+a run. It asks both sides, and trains for a few steps in memory (seconds for small models,
+minutes for large ones without a GPU); nothing is written. The worst comes first, with what to
+do about it."""
 _METHOD = "before a run: the method, with values if wanted: kd, \"kd(tau=8)\" (kd)"  # fmt: skip
 _STYLES = {"bad": "bold red", "watch": "yellow", "unknown": "dim", "good": "green"}
 _NAME = 14  # letters of the longest finding's name, and some space

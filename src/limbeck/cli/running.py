@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -191,9 +192,8 @@ def _execute(
             **tasks.tuples(request["given"]),
         ).facts
     except UsageError:
-        if [p.name for p in folder.iterdir()] == ["run.json"]:  # it never began
-            path.unlink()
-            folder.rmdir()
+        if {p.name for p in folder.iterdir()} <= {"run.json", "teacher.safetensors"}:
+            shutil.rmtree(folder)  # it never began
         raise
 
 

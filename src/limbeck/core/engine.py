@@ -129,7 +129,8 @@ class _Fitter(Keeping):
         self.log = []
         self.every = run.checkpoint or max(1, min(self.per_epoch, self.steps // 10))
         self.log_every = max(1, self.steps // 200)
-        self.norm_every = self.log_every * max(1, self.steps // (10 * self.log_every))
+        apart = max(self.steps // 10, run.norms)
+        self.norm_every = self.log_every * -(-apart // self.log_every)
         self.norms = {}
         run.stages.append(
             {

@@ -282,5 +282,6 @@ class Objective(Method):
         from limbeck.core.engine import fit
         from limbeck.core.run import current
 
-        fitted = fit(self, current().student(task), task.the_teacher(), task.batches(), name="fit")
+        student, teacher = current().student(task), task.the_teacher()
+        fitted = fit(self, student, teacher, task.batches(), name="fit", task=task)
         return Result(model=self.deliver(fitted.student, fitted.parts), log=fitted.log)

@@ -58,6 +58,7 @@ class Run(Journal):
         trackers: tuple[str, ...] = (),
         after_step: Callable[[str, int], None] = lambda stage, done: None,
         on_fit: Callable[[Any], None] = lambda passes: None,
+        norms: int = 50,
     ) -> None:
         super().__init__(folder)
         self.task, self.seed, self.checkpoint = task, seed, checkpoint
@@ -66,6 +67,7 @@ class Run(Journal):
         self.progress = progress or Progress("none")
         self.after_step = after_step
         self.on_fit = on_fit  # given each fit (a `Passes`) before its first step
+        self.norms = norms  # steps at least between two looks at the terms' gradients, which cost
 
     def rng(self, name: str) -> torch.Generator:
         """See `limbeck.rng`."""
@@ -98,4 +100,5 @@ class Run(Journal):
 
     def __exit__(self, *error: object) -> None:
         _CURRENT.reset(self._token)
+        self.progress.close()
         self.devices.close()

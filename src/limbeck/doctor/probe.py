@@ -37,7 +37,7 @@ class _Probing(Run):
     """A run in memory that keeps its log's rows and its fits."""
 
     def __init__(self, task: Task, seed: int, device: str | None, **more: Any) -> None:
-        super().__init__(task, seed, None, device, on_fit=self._on_fit, **more)
+        super().__init__(task, seed, None, device, on_fit=self._on_fit, norms=1, **more)
         self.rows: list[Row] = []
         self.fits: list[Any] = []
 

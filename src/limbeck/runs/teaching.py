@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -56,7 +57,9 @@ def taught(run: Run, task: Task) -> Task:
         finally:
             run.seed = seed
         how = "is trained"
-    processes.by_the_first(lambda: _keep(module, kept, here))
+    about = getattr(reader_of(task.readers, "teacher"), "about", None)
+    meta = {"inputs": about(0)} if about is not None else None
+    processes.by_the_first(lambda: _keep(module, meta, kept, here))
     module.eval()
     if (source_set := task.set_or_none(task.judged)) is not None:
         table = Table(source_set, task.judged)
@@ -93,13 +96,16 @@ def _place(task: Task, teacher: Untrained) -> Path:
     return cache_folder() / "teachers" / f"{slug}-{digest}.safetensors"
 
 
-def _keep(module: nn.Module, kept: Path, here: Path | None) -> None:
-    """Store the teacher in the cache, where that can be written, and in the run's folder."""
+def _keep(module: nn.Module, meta: Any, kept: Path, here: Path | None) -> None:
+    """Store the teacher in the cache, where that can be written, and in the run's folder.
+
+    With it goes what its inputs are like, for whoever names the file as weights.
+    """
     state = checkpoints.of_module(module)
     if not kept.exists():
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            checkpoints.save(kept, state)
+            checkpoints.save(kept, state, meta)
         except (OSError, UsageError):  # a cache saves time; without it all still works
             kept = Path(os.devnull)
     if here is None or here.exists():
@@ -110,4 +116,4 @@ def _keep(module: nn.Module, kept: Path, here: Path | None) -> None:
         if kept.is_file():
             shutil.copyfile(kept, here)
         else:
-            checkpoints.save(here, state)
+            checkpoints.save(here, state, meta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from limbeck.core.sources import own
 from limbeck.core.sources.specs import Model, model_of
 from limbeck.errors import Missing, UsageError
 
-__all__ = ["Build", "Made", "from_file", "from_run", "load_weights"]
+__all__ = ["Build", "Made", "from_file", "from_run", "inputs_of", "load_weights"]
 
 Build = Callable[[str, int | None], nn.Module]
 """Makes the module that words name, for a number of classes (None: the model's own)."""
@@ -148,6 +149,17 @@ def load_weights(module: nn.Module, file: str | Path) -> None:
         raise UsageError(f"{what}: the model has '{absent[0]}', which the file lacks")
     if odd.unexpected_keys:
         raise UsageError(f"{what}: the file has '{odd.unexpected_keys[0]}', which the model lacks")
+
+
+def inputs_of(file: str | Path) -> dict[str, Any]:
+    """What limbeck wrote beside a model's weights of its inputs; empty for others' files."""
+    try:
+        with safe_open(file, "pt") as opened:
+            told = json.loads((opened.metadata() or {}).get("limbeck", "{}")).get("meta") or {}
+    except (SafetensorError, OSError, ValueError, AttributeError):
+        return {}  # whoever loads the weights says so
+    inputs = told.get("inputs") if isinstance(told, dict) else None
+    return inputs if isinstance(inputs, dict) else {}
 
 
 def _place(tensor: Tensor) -> Any:

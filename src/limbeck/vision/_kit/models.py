@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import nn
 
 from limbeck.core.files import read_json
 from limbeck.core.rng import globals_kept
-from limbeck.core.sources.models import from_file, from_run, load_weights
+from limbeck.core.sources.models import from_file, from_run, inputs_of, load_weights
 from limbeck.core.sources.specs import Model, model_of
 from limbeck.core.task import build_model
 from limbeck.errors import UsageError
@@ -73,7 +73,8 @@ def of_words(model: Model, side: str, classes: int, pretrained: bool = False) ->
                 load_weights(module, file)
                 return module
 
-            return replace(net, at=loaded, trained=True, kept=True)
+            wants = _wants_of(inputs_of(file), whole.wants)
+            return replace(net, at=loaded, trained=True, kept=True, wants=wants)
         return _pretrained(net, whole, classes) if pretrained else replace(net, why=_NOT_ASKED)
     if model.kind == "file":
         return _of_file(model, side, classes, pretrained)
@@ -116,11 +117,17 @@ def _wants_of_run(folder: Path) -> Wants:
         there = read_json(folder / file) if (folder / file).exists() else {}
         told = (there.get("about") or {}).get("inputs") or {}
         if told.get("kind") == "pictures":
-            channels, size, _ = told["size"]
-            return Wants(
-                size, channels, tuple(told["mean"]), tuple(told["std"]), told["interpolation"]
-            )
+            return _wants_of(told, Wants())
     return Wants()
+
+
+def _wants_of(told: Mapping[str, Any], usual: Wants) -> Wants:
+    """How pictures are shown, as the facts say that limbeck keeps of a model's inputs."""
+    if told.get("kind") != "pictures":
+        return usual
+    channels, size, _ = told["size"]
+    mean, std = tuple(told["mean"]), tuple(told["std"])
+    return Wants(size or usual.size, channels, mean, std, told["interpolation"], usual.keyword)
 
 
 def _pretrained(net: Net, whole: Architecture, classes: int) -> Net:
