@@ -486,6 +486,26 @@ def test_a_run_end_to_end_and_again_to_the_same_bits(folder: Path) -> None:
     assert all(v.equal(weights[k]) for k, v in one.model.state_dict().items())
 
 
+def test_a_teacher_that_was_trained_here_is_read_the_same_when_its_file_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It learned on the data's own mean and deviation, not on those of its library."""
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "kept"))
+
+    def of(teacher: str) -> Task:
+        return vision.task(teacher, net, str(folder), pretrained=False, budget=BUDGET)
+
+    first = of("timm:test_resnet")
+    limbeck.run("kd", first, out=tmp_path / "run")
+    second = of(f"timm:test_resnet@{tmp_path / 'run' / 'teacher.safetensors'}")
+    assert isinstance(second.the_teacher(), Frozen)
+    x = first.train[0][:4]
+    assert torch.equal(second.readers["teacher"](x), first.readers["teacher"](x))
+    assert limbeck.run("kd", second).facts["teacher"] == pytest.approx(
+        limbeck.run("kd", first).facts["teacher"]
+    )
+
+
 # --- sentences -----------------------------------------------------------------------------------
 
 
