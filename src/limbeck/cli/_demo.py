@@ -26,16 +26,24 @@ WORKERS = 4
 class Plan:
     """What a demo runs, apart from methods and seeds. All of it was chosen on seeds below 1000."""
 
-    world: str = "digits(n=200, teacher='cnn-large', student='cnn-small')"
+    world: str = "digits(n=100, teacher='cnn-large', student='mlp')"
     teacher: str = "a convolutional network"
-    student: str = "one of the same kind"
+    student: str = "a multi-layer perceptron"
     steps: int = 500
-    batch: int = 64
+    batch: int = 32
     lr: float = 0.1
     momentum: float = 0.9
-    weight_decay: float = 5e-4
-    fields: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
-    tuning: str = ""
+    weight_decay: float = 0.005
+    fields: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
+        ("rkd", (("distance", 2.5), ("angle", 5.0))),
+    )
+    tuning: str = (
+        "Rate and weight decay were chosen among nine settings for the student alone, on another "
+        "split of the data: best but for one with seeds 0 to 3, by 0.2 points, and that one failed "
+        "for some of seeds 200 to 211. They hold for all, and kd's own best is no better. The "
+        "weights of rkd, made for harder tasks, were lowered on seeds 200 to 215. Neither these "
+        "seeds nor that split is shown."
+    )
 
     def budget(self) -> dict[str, Any]:
         """The budget of every fit."""

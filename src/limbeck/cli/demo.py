@@ -22,7 +22,7 @@ __all__ = ["demo", "make"]
 FIRST = 1000
 """The first seed shown."""
 
-METHODS = "kd,fitnets,crd"
+METHODS = "kd,fitnets,rkd"
 
 
 def demo(argv: list[str]) -> int:
@@ -37,7 +37,7 @@ def demo(argv: list[str]) -> int:
     parser.add_argument(
         "--out", metavar="DIR", default="runs/demo", help="the demo's folder (runs/demo)"
     )
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds (3)")
+    parser.add_argument("--seeds", type=int, default=8, metavar="N", help="how many seeds (8)")
     parser.add_argument(
         "--methods",
         metavar="KEY,KEY",
