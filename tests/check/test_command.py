@@ -46,7 +46,7 @@ def test_the_list_of_checks(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["kdd"], "no method is called 'kdd'; did you mean 'kd'?"),
+        (["fitnet"], "no method is called 'fitnet'; did you mean 'fitnets'?"),
         (["kd", "crdd"], "no method is called 'crdd'"),
         ([], "either methods or --all"),
         (["kd", "--all"], "either methods or --all"),

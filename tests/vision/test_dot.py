@@ -243,7 +243,7 @@ def test_budgets_momentum_gives_way_to_mu() -> None:
         ({"mu": 1.0}, "must be below 1"),
         ({"of": "takd"}, "'takd' is not one fit with named terms"),
         ({"of": "dot"}, "'dot' trains in phases or by a join of its own"),
-        ({"of": "kdd"}, "no method is called 'kdd'; did you mean 'kd'"),
+        ({"of": "fitnet"}, "no method is called 'fitnet'; did you mean 'fitnets'"),
         ({"of": "kd(taw=2)"}, "no field 'taw'; did you mean 'tau'"),
     ],
 )

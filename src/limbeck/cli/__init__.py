@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from limbeck.errors import UsageError, nearest
@@ -24,7 +25,7 @@ COMMANDS = {
     "report": ("limbeck.cli.reporting:report", "a page on a run, or on several seeds of it"),
     "export": ("limbeck.cli.exporting:export", "take the student home: safetensors, onnx, pt2"),
     "new": ("limbeck.cli.making:new", "begin a method of your own: two files"),
-    "demo": ("limbeck.cli.demo:demo", "teach three students on real digits, in two minutes"),
+    "demo": ("limbeck.cli.demo:demo", "on digits: a student alone, and taught by three methods"),
     "completion": ("limbeck.cli.completing:completion", "completion of words for your shell"),
     "speed": ("limbeck.cli.speeding:speed", "measure what limbeck adds to a bare training loop"),
 }
@@ -39,12 +40,14 @@ commands:
 {commands}
 
 examples:
-  limbeck list --kind relation        methods that match relations between samples
+  limbeck demo                        see what distillation does, on real digits
+  limbeck run kd --teacher timm:resnet50 --student timm:resnet18 --data photos/
+  limbeck doctor runs/kd-resnet18-photos-s0
+  limbeck list --kind relation        methods that match relations of samples
   limbeck show kd                     what a method does, and its flags
-  limbeck run kd --world digits       run it on a ready-made task
 
-`limbeck COMMAND --help` says more of a command; `limbeck --version` gives the version.
-A method is named by its key, or by the path of a FILE.py of your own."""
+`limbeck COMMAND --help` says more of a command; `limbeck --version` gives the
+version. A method is named by its key, or by the path of a FILE.py of your own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UsageError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(10)  # the first process says it, if it can, and then torchrun ends this one
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -71,7 +76,7 @@ def _dispatch(words: list[str]) -> int:
     if words[:1] == ["help"] and len(words) > 1:
         words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
-        lines = (f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items())
+        lines = (f"  {name:<11} {about}" for name, (_, about) in COMMANDS.items())
         print(_HELP.format(commands="\n".join(lines)))
         return 0
     if words[0] in ("-V", "--version", "version"):

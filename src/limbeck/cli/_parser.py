@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -12,23 +15,49 @@ from limbeck.errors import Missing, UsageError, nearest
 __all__ = ["Parser"]
 
 
+_WIDTH = 80
+
+
+class _Format(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(_WIDTH, shutil.get_terminal_size().columns) - 2)
+
+
+def _filled(text: str) -> str:
+    """Each paragraph in lines of 80 columns; one with indented lines stays as it is."""
+    parts = text.split("\n\n")
+    return "\n\n".join(p if "\n  " in f"\n{p}" else textwrap.fill(p, _WIDTH) for p in parts)
+
+
+def _example(command: str) -> str:
+    """A command as a shell takes it, over several lines where one is too short for it."""
+    whole = re.sub(r"(--\S+) (?=[^- ])", "\\1\0", command)  # an option and its value stay together
+    lines = textwrap.wrap(whole, _WIDTH - 2, initial_indent="  ", subsequent_indent="      ",
+                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return " \\\n".join(lines).replace("\0", " ")
+
+
 class Parser(argparse.ArgumentParser):
-    """The parser of one command.
+    """The parser of one command; its `--help` keeps to 80 columns.
 
     Args:
         command: the command's name.
         about: what it does, for `--help`.
         examples: lines of example, for the end of `--help`.
         more: what `--help` says after the options, before the examples.
+        usage: the words after the command that its usage shows; all its options where empty.
     """
 
-    def __init__(self, command: str, about: str, examples: Sequence[str], more: str = "") -> None:
-        shown = "examples:\n" + "\n".join(f"  {line}" for line in examples)
+    def __init__(
+        self, command: str, about: str, examples: Sequence[str], more: str = "", usage: str = ""
+    ) -> None:
+        shown = "\n".join(["examples:", *map(_example, examples)])
         super().__init__(
             prog=f"limbeck {command}",
-            description=about,
-            epilog=f"{more}\n\n{shown}" if more else shown,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage=f"limbeck {command} {usage}" if usage else None,
+            description=_filled(about),
+            epilog=f"{_filled(more)}\n\n{shown}" if more else shown,
+            formatter_class=_Format,
             allow_abbrev=False,
         )
 

@@ -26,17 +26,20 @@ def cache(argv: list[str]) -> int:
         (
             "limbeck cache --teacher timm:resnet50 --student timm:resnet18 --data photos/ --out c",
             "limbeck cache --world digits --out c --entries logits,mid --dtype float16",
-            "limbeck cache ... --augment crop,flip --keep 20 --seed 0 --out c",
+            "limbeck cache --teacher timm:resnet50 --student timm:resnet18 --data photos/ "
+            "--augment crop,flip --keep 20 --out c",
         ),
         more="Name the same task as the run that will read it: the same data and taps, and where\n"
         "the teacher is trained first the same budget.",
+        usage="--out DIR [options]",
     )
     add = parser.add_argument
     add("--out", metavar="DIR", required=True, help="the cache's folder")
     add("--entries", metavar="NAMES", default="logits", help="what is kept (logits)")
-    add("--dtype", choices=_DTYPES, help="how floats are stored; as the teacher gives them")
-    add("--keep", type=int, metavar="N", help="epochs to keep, where the data are augmented")
-    add("--seed", type=int, default=0, help="of the run that will read augmented data (0)")
+    kinds = f"how floats are stored: {', '.join(_DTYPES)} (as the teacher gives them)"
+    add("--dtype", choices=_DTYPES, metavar="D", help=kinds)
+    add("--keep", type=int, metavar="N", help="epochs to keep (1; must be said of augmented data)")
+    add("--seed", type=int, default=0, metavar="N", help="of the run that reads augmented data (0)")
     add("--rows", type=int, default=256, metavar="N", help="samples in a forward pass (256)")
     add("--quiet", action="store_true", help="no progress")
     flags.add_task(parser)
@@ -51,6 +54,7 @@ def cache(argv: list[str]) -> int:
     if not entries:
         raise UsageError(f"--entries is '{args.entries}'; name at least one, such as logits")
 
+    flags.load_torch()
     from limbeck.core.caching import cache_teacher
     from limbeck.core.progress import Progress
     from limbeck.core.run import Run

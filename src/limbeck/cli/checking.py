@@ -33,11 +33,12 @@ def check(argv: list[str]) -> int:
             "limbeck check --list                what the checks are",
         ),
         more="A method's file may exempt it from a check, EXEMPT = {'order': 'a reason'}, for as"
-        "\nlong as the check would fail.",
+        " long as the check would fail.",
+        usage="KEY ...|--all|--list [options]",
     )
     parser.add_argument("methods", metavar="KEY", nargs="*", help="a key, or a FILE.py with a card")
     parser.add_argument("--all", action="store_true", help="every method of the library")
-    parser.add_argument("--only", metavar="CHECK", help="only this check (see --list)")
+    parser.add_argument("--only", metavar="CHECK", help="only this check of --list (all)")
     parser.add_argument("--list", action="store_true", help="print the checks, run none")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     args = parser.parse_args(argv)

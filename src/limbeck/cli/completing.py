@@ -24,7 +24,7 @@ Print a script that completes limbeck's words in your shell: commands, methods a
 rooms, worlds and files. The shell reads it when it starts:"""
 _HOW = """\
   bash   echo 'eval "$(limbeck completion bash)"' >> ~/.bashrc
-  zsh    echo 'eval "$(limbeck completion zsh)"' >> ~/.zshrc      (after compinit)
+  zsh    echo 'eval "$(limbeck completion zsh)"' >> ~/.zshrc    (after compinit)
   fish   limbeck completion fish > ~/.config/fish/completions/limbeck.fish"""
 
 
@@ -32,8 +32,9 @@ def completion(argv: list[str]) -> int:
     """Print a shell's script, or what may come next on a line."""
     if argv[:1] == ["--words"]:
         return _answer(argv[1:])
-    parser = Parser("completion", f"{_ABOUT}\n\n{_HOW}", ("limbeck completion bash",))
-    parser.add_argument("shell", choices=tuple(SCRIPTS), help="which shell")
+    about, shells = f"{_ABOUT}\n\n{_HOW}", tuple(SCRIPTS)
+    parser = Parser("completion", about, ("limbeck completion bash",), usage="SHELL")
+    parser.add_argument("shell", choices=shells, metavar="SHELL", help=", ".join(shells))
     print(SCRIPTS[parser.parse_args(argv).shell], end="")
     return 0
 

@@ -33,6 +33,7 @@ def demo(argv: list[str]) -> int:
         "ways. Ends with a table, and writes result.json and the page report.html. A demo that\n"
         "was stopped goes on when it is called again.",
         ("limbeck demo", "limbeck demo --seeds 12 --methods kd,takd --out runs/twelve"),
+        usage="[options]",
     )
     parser.add_argument(
         "--out", metavar="DIR", default="runs/demo", help="the demo's folder (runs/demo)"

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck._source import outline
 from limbeck.cli import _flags as flags
 from limbeck.cli import _records as records
 from limbeck.cli import _tasks as tasks
@@ -42,23 +41,21 @@ def _parser(entry: Entry | None) -> Parser:
         (
             "limbeck doctor runs/kd-digits-s0",
             "limbeck doctor --world digits --method fitnets",
-            "limbeck doctor --teacher nets.py:big --student nets.py:Small --data table.csv --tau 8",
+            "limbeck doctor --teacher nets.py:Big --student nets.py:Small --data x.csv --tau 8",
+            "limbeck doctor --method ban --teacher none --student nets.py:Small --data x.csv",
         ),
+        usage="[DIR] [options]",
     )
     add = parser.add_argument
     add("folder", metavar="DIR", nargs="?", help="a run's folder, finished or not")
     add("--method", metavar="KEY", help=_METHOD)
-    add("--seed", type=int, default=0, help="of the short fits, before a run (0)")
+    add("--seed", type=int, default=0, metavar="N", help="of the short fits, before a run (0)")
     add("--probe-steps", type=int, default=60, metavar="N", help="steps of each short fit (60)")
     add("--json", action="store_true", help="print the findings as JSON")
     flags.add_task(parser)
     flags.add_budget(parser)
-    group = parser.add_argument_group("the method's fields") if entry else parser
-    for field in outline(entry.path).fields if entry else ():
-        about = f"{field.help or 'a field of the method'} ({field.default})".replace("%", "%%")
-        flag = f"--{field.name.replace('_', '-')}"
-        kind = field.type.upper()[:24]
-        group.add_argument(flag, dest=f"field_{field.name}", metavar=kind, help=about)
+    if entry is not None:
+        flags.add_fields(parser, entry)
     return parser
 
 
@@ -106,6 +103,7 @@ def _before(
         )
     request = {"method": key, "seed": args.seed, **flags.asked(args, None)}
 
+    flags.load_torch()
     from limbeck.doctor import diagnose
     from limbeck.registry import make
 
@@ -158,6 +156,7 @@ def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[s
             raise Missing(f"there is no folder {folder}; name a run's folder") from None
         raise UsageError(f"'{key}' is a method; look at it before a run with --method {key}")
 
+    flags.load_torch()
     from limbeck.doctor import diagnose, read
 
     told = read(folder)

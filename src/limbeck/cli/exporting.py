@@ -19,7 +19,8 @@ Write the student of a finished run for those who have no limbeck, and check it 
 original. Beside it lie student.json (inputs, classes, scores) and README.txt (how to use it)."""
 _FORMATS = """\
 formats:
-  safetensors  the weights; of timm's and transformers' models in the form their library loads
+  safetensors  the weights; of timm's and transformers' models in the form that
+               their library loads
   onnx         a graph for onnxruntime and the like
   pt2          torch's own archive, torch.export.load("model.pt2").module()"""
 _SAMPLES = 8
@@ -30,13 +31,17 @@ def export(argv: list[str]) -> int:
     parser = Parser(
         "export",
         _ABOUT,
-        ("limbeck export runs/kd-digits-s0 --to onnx",),
+        (
+            "limbeck export runs/kd-digits-s0 --to onnx",
+            "limbeck export runs/kd-digits-s0 --to safetensors --out home",
+        ),
         more=_FORMATS,
+        usage="DIR --to FORMAT [options]",
     )
     parser.add_argument("folder", metavar="DIR", help="the run's folder")
-    parser.add_argument(
-        "--to", required=True, choices=("safetensors", "onnx", "pt2"), help="the format"
-    )
+    kinds = ("safetensors", "onnx", "pt2")
+    told = f"the format: {', '.join(kinds)}"
+    parser.add_argument("--to", required=True, choices=kinds, metavar="FORMAT", help=told)
     parser.add_argument("--out", metavar="FOLDER", help="where to (DIR/export/FORMAT)")
     args = parser.parse_args(argv)
     folder = Path(args.folder)

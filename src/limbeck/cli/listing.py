@@ -14,7 +14,7 @@ from typing import Any
 from limbeck._source import Field, Outline, outline, say_path
 from limbeck.cli._parser import Parser
 from limbeck.core.card import ENTRIES, GIVES, KINDS, PLAIN_NEEDS
-from limbeck.registry import ROOMS, STATUSES, Entry, cards, find
+from limbeck.registry import ROOMS, Entry, cards, find
 
 __all__ = ["list_methods", "show"]
 
@@ -26,6 +26,10 @@ _STATUS = {
     "partial": "parts of the paper are missing, see 'lacks'",
 }
 
+_WORDS = {"room": dict.fromkeys(ROOMS, ""), "kind": KINDS, "gives": GIVES, "status": _STATUS}
+_WORDS["needs"] = {**ENTRIES, **PLAIN_NEEDS, "data": "further data sets; data:NAME for one"}
+"""The words that an option of `list` takes, with what they mean."""
+
 
 def list_methods(argv: list[str]) -> int:
     """List the methods, all or some."""
@@ -34,23 +38,26 @@ def list_methods(argv: list[str]) -> int:
         "List the methods: a table on a terminal, plain columns in a pipe.",
         (
             "limbeck list --room vision --kind relation",
+            "limbeck list --kind help",
             "limbeck list --needs hidden --status shown",
             "limbeck list --json > methods.json",
         ),
-        more=_words("kinds", KINDS) + "\n" + _words("needs", [*ENTRIES, *PLAIN_NEEDS, "data"]),
+        more="Without options all are listed. The word `help` after an option that takes one lists "
+        "its words with what they mean, as in `limbeck list --kind help`.",
+        usage="[options]",
     )
-    parser.add_argument("--room", help=f"only this domain: {', '.join(ROOMS)}")
-    parser.add_argument("--kind", help="only methods of this kind (see below)")
-    parser.add_argument(
-        "--needs",
-        help="only methods that ask for this (see below); with student: or teacher: before it,"
-        " only of that side; 'data' for further data sets, 'data:NAME' for one",
-    )
-    parser.add_argument("--gives", help=f"only methods that give this: {', '.join(GIVES)}")
-    told = "; ".join(f"{name} ({_STATUS[name]})" for name in STATUSES)
-    parser.add_argument("--status", help=f"only methods of which this is known: {told}")
-    parser.add_argument("--json", action="store_true", help="print a list of cards as JSON")
+    add = parser.add_argument
+    add("--room", metavar="WORD", help="only this domain, such as vision (all)")
+    add("--kind", metavar="WORD", help="only this kind, such as relation (all)")
+    sides = "with student: or teacher: before it, only of that side"
+    add("--needs", metavar="WORD", help=f"only what asks for this, such as hidden; {sides} (all)")
+    add("--gives", metavar="WORD", help="only what gives this, such as model (all)")
+    add("--status", metavar="WORD", help="only what this is known of, such as shown (all)")
+    add("--json", action="store_true", help="print a list of cards as JSON")
     args = parser.parse_args(argv)
+    for meanings in (words for name, words in _WORDS.items() if getattr(args, name) == "help"):
+        print("\n".join(_columns(list(meanings.items()))))
+        return 0
     status = args.status and args.status.replace("-", " ").replace("_", " ")
     entries = cards(args.room, args.kind, args.needs, args.gives, status)
     if args.json:
@@ -77,6 +84,7 @@ def show(argv: list[str]) -> int:
             "limbeck show kd --json",
             "limbeck show --modules nets.py:Student --input 3,32,32 --classes 10",
         ),
+        usage="KEY|--modules MODEL [options]",
     )
     add = parser.add_argument
     add("method", metavar="KEY", nargs="?", help="a method's key, or a FILE.py with a card")
@@ -236,10 +244,6 @@ def _width() -> int:
 
 def _wrap(text: str, indent: int) -> str:
     return textwrap.fill(text, _width(), subsequent_indent=" " * indent, break_long_words=False)
-
-
-def _words(name: str, words: Iterable[str]) -> str:
-    return _wrap(f"{name}:  {', '.join(words)}", 2)
 
 
 def _print_json(value: Any) -> None:

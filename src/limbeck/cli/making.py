@@ -56,9 +56,10 @@ def new(argv: list[str]) -> int:
             "limbeck new my_kd --room vision       in a clone of limbeck",
         ),
         more="The formula written, `limbeck check` puts the method through the common suite.",
+        usage="KEY [options]",
     )
     parser.add_argument("key", metavar="KEY", help="its short name, in snake_case")
-    parser.add_argument("--room", metavar="R", help=f"its domain: {', '.join(ROOMS)}")
+    parser.add_argument("--room", metavar="R", help=f"{', '.join(ROOMS)} (none; a clone needs it)")
     parser.add_argument("--title", metavar="TEXT", help="the paper's title (the key's words)")
     args = parser.parse_args(argv)
     key, clone = args.key, _clone(Path.cwd())

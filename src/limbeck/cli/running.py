@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from limbeck._source import outline
 from limbeck.cli import _flags as flags
 from limbeck.cli import _records as records
 from limbeck.cli import _tasks as tasks
@@ -23,47 +22,44 @@ __all__ = ["resume", "run"]
 _ABOUT = """\
 Teach a student with a method. The run's folder keeps the student, the scores, the log and a report;
 a run that was stopped goes on with `limbeck resume DIR`, to the same bits."""
-_OUT = "the run's folder (runs/KEY-TASK-sSEED); an unfinished run of the same kind in it goes on"
+_OUT = "the run's folder; an unfinished run of the same kind in it goes on (runs/KEY-TASK-sSEED)"
 
 
 def _parser(entry: Entry | None) -> Parser:
-    told = "the method's fields are options too; name a method before --help to see them"
-    if entry is not None:
-        told = f"the method's own options are its fields; see `limbeck show {entry.card.key}`"
+    key = entry.card.key if entry else ""
+    fields = f"`limbeck show {key}` tells what they do" if key else "`limbeck run KEY --help`"
     parser = Parser(
         "run",
         _ABOUT,
         (
-            "limbeck run kd --teacher timm:resnet50 --student timm:resnet18 --data photos/",
-            "limbeck run kd --teacher nets.py:big --student nets.py:small --data x.csv --baseline",
+            "limbeck run kd --teacher timm:resnet50 --student timm:resnet18 --data photos/ --tau 2",
+            "limbeck run kd --teacher nets.py:Big --student nets.py:Small --data x.csv --baseline",
+            "limbeck run dkd --teacher runs/big --student nets.py:Small --data x.csv --nckd 2",
+            "limbeck run ban --teacher none --student nets.py:Small --data x.csv",
             "limbeck run fitnets --world digits --seeds 3",
             "limbeck run kd --task my_task.py:make --tau 2 --dry",
         ),
-        more=told,
+        more=f"The method's fields are options too: {fields}.",
+        usage="KEY [options]",
     )
     add = parser.add_argument
     add("method", metavar="KEY", help="a method's key, or a FILE.py with a card")
-    add("--seed", type=int, default=0, help="all randomness is a function of it (0)")
-    add(
-        "--seeds", type=int, default=1, metavar="N", help="N seeds from --seed on, and their spread"
-    )
+    add("--seed", type=int, default=0, metavar="N", help="all randomness comes from it (0)")
+    add("--seeds", type=int, default=1, metavar="N", help="N seeds, from --seed on (1)")
     add("--baseline", action="store_true", help="train the student without a teacher as well")
-    add("--cache", metavar="DIR", help="read the teacher's outputs from what `limbeck cache` wrote")
+    add(
+        "--cache",
+        metavar="DIR",
+        help="read the teacher's outputs where `limbeck cache` wrote them (no)",
+    )
     add("--out", metavar="DIR", help=_OUT)
     add("--dry", action="store_true", help="say shapes, parts and seconds a step; train nothing")
     add("--quiet", action="store_true", help="no progress")
-    add(
-        "--json", action="store_true", help="progress as JSON lines on stderr, the result on stdout"
-    )
+    add("--json", action="store_true", help="progress as JSON on stderr, the result on stdout")
     flags.add_task(parser)
     flags.add_budget(parser)
-    group = parser.add_argument_group("the method's fields") if entry else parser
-    for field in outline(entry.path).fields if entry else ():
-        about = f"{field.help or 'a field of the method'} ({field.default})".replace("%", "%%")
-        flag = f"--{field.name.replace('_', '-')}"
-        group.add_argument(
-            flag, dest=f"field_{field.name}", metavar=field.type.upper()[:24], help=about
-        )
+    if entry is not None:
+        flags.add_fields(parser, entry)
     return parser
 
 
@@ -136,6 +132,7 @@ def resume(argv: list[str]) -> int:
         "resume",
         "Go on with a run that was stopped; it ends with the same bits as if it never had been.",
         ("limbeck resume runs/kd-digits-s0",),
+        usage="DIR [options]",
     )
     parser.add_argument("folder", metavar="DIR", help="the run's folder")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -172,6 +169,7 @@ def _execute(
     if _first() and not records.there(path):
         records.make_folder(folder)
         records.write(path, {"request": request})
+    flags.load_torch()
     import torch
 
     from limbeck.runs.door import run as run_method
@@ -192,12 +190,13 @@ def _execute(
             **tasks.tuples(request["given"]),
         ).facts
     except UsageError:
-        if {p.name for p in folder.iterdir()} <= {"run.json", "teacher.safetensors"}:
+        if _first() and {p.name for p in folder.iterdir()} <= {"run.json", "teacher.safetensors"}:
             shutil.rmtree(folder)  # it never began
         raise
 
 
 def _dry(request: dict[str, Any], seed: int) -> int:
+    flags.load_torch()
     from limbeck.core.dry import look
 
     task = tasks.task_of({**request, "seed": seed})

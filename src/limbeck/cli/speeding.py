@@ -18,9 +18,10 @@ def speed(argv: list[str]) -> int:
         "Measure limbeck's hot paths beside what people use today: in one process, in turn, the\n"
         "best of several. Times depend on the machine; the ratios are what counts.",
         ("limbeck speed", "limbeck speed --quick --json"),
+        usage="[options]",
     )
     parser.add_argument("--quick", action="store_true", help="fewer steps, looser numbers")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads (1)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch's threads (1)")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     args = parser.parse_args(argv)
     if not 1 <= args.threads <= 1024:

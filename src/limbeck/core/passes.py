@@ -243,7 +243,7 @@ class Passes:
             total = sum(live.values(), torch.zeros((), device=self.r.device))
             if not live:
                 total = sum(((p * 0).sum() for p in params), total)
-            self.r.devices.backward(total * self.world)
+            self.r.devices.backward(total)
         elif live:
             total = sum(live.values(), torch.zeros((), device=self.r.device))
             whole = len(params) == self.trainable
@@ -254,6 +254,9 @@ class Passes:
         params = list(moves.params.values())
         join = moves.phase.join
         split = None
+        if ddp:  # the wrapper gave means of the shares; scaled here, since a loss times two need
+            there = [p.grad for p in params if p.grad is not None]  # not give a gradient times two
+            torch._foreach_mul_(there, self.world)
         grads = {n: processes.reduced(g, params) for n, g in grads.items()}
         if join.per_term:
             if isinstance(join, PerTerm):

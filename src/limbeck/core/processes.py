@@ -6,12 +6,15 @@ import atexit
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from limbeck.errors import UsageError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -57,6 +60,14 @@ def by_the_first(f: Callable[[], object]) -> None:
         dist.broadcast_object_list(said)
         if said[0] is not None:
             raise UsageError(said[0])
+
+
+def as_the_first(value: T) -> T:
+    """What the first process holds, such as what it saw of a file that others may see later."""
+    told = [value]
+    if world() > 1:
+        dist.broadcast_object_list(told)
+    return told[0]
 
 
 def summed(value: Tensor) -> Tensor:

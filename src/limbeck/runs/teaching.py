@@ -40,23 +40,26 @@ def taught(run: Run, task: Task) -> Task:
     module = teacher.new()
     kept = _place(task, teacher)
     here = run.folder / "teacher.safetensors" if run.folder else None
-    source = next((p for p in (here, kept) if p is not None and p.exists()), None)
+    own = run.finished("teacher")  # then its stage is read, and told among the run's stages
+    there = (p for p in (here, kept) if p is not None and p.exists() and not own)
+    source = processes.as_the_first(next(there, None))
     if source is not None:
         checkpoints.into(module, checkpoints.load(source)[0])
         how = "was trained before"
     else:
-        run.progress.say(
-            f"the teacher {teacher.name} is trained first, on the task's own data, since "
-            f"{teacher.why}"
-        )
+        if not own:
+            run.progress.say(
+                f"the teacher {teacher.name} is trained first, on the task's own data, since "
+                f"{teacher.why}"
+            )
         readers = {k: v for k, v in (("student", reader_of(task.readers, "teacher")),) if v}
-        own = replace(task, teacher=None, taps={}, readers=readers)
+        alone = replace(task, teacher=None, taps={}, readers=readers)
         seed, run.seed = run.seed, 0
         try:
-            fit(Labels(), module, Nobody(), own.batches(), name="teacher", task=own)
+            fit(Labels(), module, Nobody(), alone.batches(), name="teacher", task=alone)
         finally:
             run.seed = seed
-        how = "is trained"
+        how = "was trained before" if own else "is trained"
     about = getattr(reader_of(task.readers, "teacher"), "about", None)
     meta = {"inputs": about(0)} if about is not None else None
     processes.by_the_first(lambda: _keep(module, meta, kept, here))
