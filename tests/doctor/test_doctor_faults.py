@@ -147,6 +147,24 @@ def test_a_teacher_without_its_weights_is_at_chance() -> None:
     assert "at chance" in found["inputs"].says
 
 
+def test_a_teacher_that_was_stopped_too_early() -> None:
+    """It is right on less than half of what it was shown."""
+    whole = task()
+    teacher = whole.teacher
+
+    class Half(nn.Module):
+        """The teacher's answers for 9 of 20 samples, and the next class for the others."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = teacher(x)
+            wrong = (x.sum(-1, keepdim=True) * 1000).floor().long() % 20 > 8
+            return torch.where(wrong, z.roll(1, -1), z)
+
+    found = diagnose(replace(whole, teacher=Half(), taps={}))
+    assert found["teacher"].state == "bad"
+    assert "of the training samples only" in found["teacher"].says
+
+
 @pytest.mark.parametrize("optimiser", [Optimiser("sgd", lr=0.1, momentum=0.9), Optimiser(lr=1e-2)])
 def test_a_weight_a_thousand_times_too_large(optimiser: Optimiser) -> None:
     found = diagnose(task(optimiser), "kd(kd=900)", command=["limbeck", "run", "kd", "--kd", "900"])

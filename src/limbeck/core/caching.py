@@ -53,7 +53,10 @@ def cache_teacher(
     """
     teacher = task.the_teacher()
     if not isinstance(teacher, Frozen):
-        raise UsageError(f"only a module's outputs are cached; this teacher is {teacher}")
+        raise UsageError(
+            f"only a module's outputs are cached, and this teacher is a {type(teacher).__name__} "
+            "(what a served one answers is kept anyway)"
+        )
     table, reader = Table(task.train), reader_of(task.readers, "teacher")
     made_of: dict[str, Any] = fingerprint_of(teacher.module, table, reader)
     if augments(table):

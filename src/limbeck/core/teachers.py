@@ -188,9 +188,10 @@ class BlackBox(Teacher):
                 "labels": value.argmax(-1),
             }
 
-        return Fixed(
-            "teacher", answer, batch, self._asked, f"it is a black box that gives {self.gives} only"
-        )
+        why = f"it is a black box that gives {self.gives} only"
+        if self.gives == "labels":
+            why += "; for methods that take them: limbeck list --needs labels"
+        return Fixed("teacher", answer, batch, self._asked, why)
 
     def identity(self) -> str:
         return f"black box {self.name} {self.gives}"

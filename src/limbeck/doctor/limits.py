@@ -22,6 +22,10 @@ SURE = 0.9
 CHANCE = 1.5
 """A teacher below this many times the share of the most frequent class is at chance."""
 
+LEARNED = 0.5
+"""Accuracy of a teacher on the samples that it learned from, or could have: one that is wrong on
+every second of them was stopped too early, whatever the student does. The worlds' have 0.95."""
+
 ECE_WATCH, ECE_BAD = 0.15, 0.3
 """Calibration errors: networks of papers have 0.02 to 0.15 uncalibrated, the worlds' up to 0.1;
 0.3 is a teacher that is sure where it guesses. What remains after the samples' noise counts."""

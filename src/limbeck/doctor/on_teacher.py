@@ -36,6 +36,10 @@ def better(seen: Seen) -> Finding:
     when = "" if after else f" after {seen.steps} steps"
     fed = " (once it is fed and read rightly)" if seen.misread else ""
     says = f"the teacher has {t:.3f}{fed} on held-out samples, {who} {s:.3f}{when}"
+    own = seen.score("teacher", "train")
+    if own is not None and own < limits.LEARNED and not seen.misread:
+        says += f", and is right on {own:.3f} of the training samples only"
+        return Finding("teacher", "bad", says, "train the teacher longer: it has learned little")
     if t > s or (after and side == "student" and t > s - noise):
         return Finding("teacher", "good", says)
     advice = "take a better teacher, or train this one longer: there is little to learn from it"

@@ -79,7 +79,10 @@ def cached(task: Task, folder: str | Path | None) -> Task:
         return task
     teacher = task.the_teacher()
     if not isinstance(teacher, Frozen):
-        raise UsageError(f"only a module's outputs are cached; this teacher is {teacher}")
+        raise UsageError(
+            f"only a module's outputs are cached, and this teacher is a {type(teacher).__name__} "
+            "(what a served one answers is kept anyway)"
+        )
     return replace(task, teacher=Cached(folder, teacher.module))
 
 
