@@ -346,3 +346,14 @@ def test_a_black_box_with_labels_cannot_show_its_function() -> None:
     box = BlackBox(lambda x: x.flatten(1).argmax(1) % 4)
     with pytest.raises(UsageError, match="'logits'"):
         ran(FunMatch(), task(box))
+
+
+def test_views_of_bytes_reach_a_reader_in_the_range_that_it_takes_bytes_to() -> None:
+    """Without crop and flip's effect, what a side is shown is what it is shown of the bytes."""
+    from limbeck.vision._kit.readers import Reader
+
+    read = Reader(1, mean=(0.4,), std=(0.2,))
+    whole = Batch(x=torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8), index=torch.arange(3))
+    method = FunMatch(teaching="consistent", crop="none", flip=False)
+    seen, _ = method.prepare(whole, Clock(0, "fit", 0, 1, 1).rng)
+    torch.testing.assert_close(read(seen.x), read(whole.x))

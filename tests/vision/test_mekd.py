@@ -473,3 +473,12 @@ def test_what_cannot_be_is_refused_in_a_sentence() -> None:
         ran(MEKD(), flat)
     with pytest.raises(UsageError, match="4 classes, but the student has 3 logits"):
         ran(MEKD(), task(logits=3))
+
+
+def test_made_pictures_of_bytes_are_in_the_range_that_a_reader_takes_bytes_to() -> None:
+    from limbeck.vision._kit.readers import Reader
+
+    x = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    span, read = Span.of(Table((x, torch.arange(5)))), Reader(3, mean=(0.4,) * 3, std=(0.2,) * 3)
+    assert float(span.unit(x).min()) == -1
+    torch.testing.assert_close(read(span.data(span.unit(x))), read(x))

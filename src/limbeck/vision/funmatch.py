@@ -159,7 +159,8 @@ class FunMatch(Objective):
                 f"funmatch crops pictures (B, C, H, W), but was given inputs {told}; give tensors "
                 "of one size"
             )
-        x = x if x.is_floating_point() else x.float()
+        # bytes become numbers in [0, 1], as a reader of pictures takes them
+        x = x if x.is_floating_point() else x.float() / 255
         if self.crop == "none" and not self.flip:
             return batch if x is batch.x else batch.replace(x=x)
         u = rng(name, batch.index).rand(5)

@@ -91,6 +91,11 @@ def started(module: nn.Module, rng: torch.Generator) -> nn.Module:
     return module
 
 
+def floats(x: Tensor) -> Tensor:
+    """Pictures in float32; bytes become numbers in [0, 1], as a reader of pictures takes them."""
+    return x.float() if x.is_floating_point() else x.float() / 255
+
+
 @dataclass(frozen=True)
 class Span:
     """The range of the data, by channel (C, 1, 1), which stands for [-1, 1] in the GAN."""
@@ -114,15 +119,16 @@ class Span:
                     f"mekd makes pictures (B, C, H, W), but '{table.name}' holds inputs {told}; "
                     "give tensors of one size"
                 )
-            lows.append(x.float().amin((0, 2, 3)))
-            highs.append(x.float().amax((0, 2, 3)))
+            x = floats(x)
+            lows.append(x.amin((0, 2, 3)))
+            highs.append(x.amax((0, 2, 3)))
         low, high = (torch.stack(lows).amin(0), torch.stack(highs).amax(0))
         return cls(low[:, None, None], high[:, None, None])
 
     def unit(self, x: Tensor) -> Tensor:
         """From the data's range to [-1, 1]. x (B, C, H, W)."""
         low, high = self.low.to(x.device), self.high.to(x.device)
-        return 2 * (x.float() - low) / (high - low).clamp(min=1e-6) - 1
+        return 2 * (floats(x) - low) / (high - low).clamp(min=1e-6) - 1
 
     def data(self, u: Tensor) -> Tensor:
         """From [-1, 1] to the data's range. u (B, C, H, W)."""
