@@ -227,3 +227,12 @@ def test_a_damaged_checkpoint_or_record_is_named(
 def test_secrets_are_masked() -> None:
     told = masked(["limbeck", "run", "kd", "--api-key", "abc", "--token=def", "--tau", "2"])
     assert told == "limbeck run kd --api-key '***' '--token=***' --tau 2"
+
+
+def test_a_repeat_without_the_baseline_keeps_what_was_trained(place: Path) -> None:
+    words = ("run", "kd", "--task", "task.py:make", "--out", "r")
+    assert limbeck(*words, "--baseline") == 0
+    before = json.loads((place / "r" / "result.json").read_text())
+    assert limbeck(*words) == 0
+    assert json.loads((place / "r" / "result.json").read_text()) == before
+    assert before["baseline"] > 0

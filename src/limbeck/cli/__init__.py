@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        more = "; go on with: limbeck resume DIR" if words[:1] == ["run"] else ""
+        print(f"interrupted{more}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read us (head, less) has left; Python's own flush at exit must not complain.

@@ -46,7 +46,10 @@ def gather(
     if task is None or task.train is None:
         seen.faults["task"] = seen.faults.get("task", "the task is not at hand")
         return seen
-    sets = {"train": task.train, "held": task.valid if task.valid is not None else task.test}
+    held = task.valid if task.valid is not None else task.test
+    if records is not None and seen.told:  # what is known of the baseline is of the judged set
+        held = task.set_or_none(task.judged)
+    sets = {"train": task.train, "held": held}
     tables = {
         name: Table(source, _named(task, name))
         for name, source in sets.items()

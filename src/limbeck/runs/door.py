@@ -75,7 +75,8 @@ def run(
         task = teaching.taught(active, task)
         task = teaching.cached(task, cache)
         result: Result = chosen.run(task)
-        alone = teaching.alone(active, task) if baseline else None
+        trained = active.finished("baseline")  # by an earlier call, whose result is kept
+        alone = teaching.alone(active, task) if baseline or trained else None
         finish.finish(active, task, result, told, alone)
     return result
 
