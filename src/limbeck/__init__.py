@@ -96,15 +96,24 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names.spli
 if not TYPE_CHECKING:  # hidden from type checkers, for which it would make any name a name of ours
 
     def __getattr__(name: str) -> Any:
-        """Load a public name from its module when it is first asked for (PEP 562)."""
-        if name not in _HOME:
-            raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+        """Load a public name from its module, or a room, when it is first asked for (PEP 562)."""
         from importlib import import_module
 
+        if name in _rooms():
+            return import_module(f"limbeck.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
         value = getattr(import_module(f"limbeck.{_HOME[name]}"), name)
         globals()[name] = value
         return value
 
 
+def _rooms() -> tuple[str, ...]:
+    """The folders of methods: `limbeck.vision.task` needs no import of its own."""
+    from limbeck._shelf import ROOMS
+
+    return ROOMS
+
+
 def __dir__() -> list[str]:
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+    return sorted({*__all__, *_rooms(), *(name for name in globals() if name.startswith("__"))})

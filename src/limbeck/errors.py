@@ -47,7 +47,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     def likeness(other: str) -> float:
         a, b = str(name).lower(), other.lower()
         if sorted(a) == sorted(b):  # swapped letters, the commonest slip in short keys
-            return 1.0
+            return 0.9
         return SequenceMatcher(None, a, b).ratio()
 
     scored = sorted(((likeness(n), n) for n in known), key=lambda pair: -pair[0])

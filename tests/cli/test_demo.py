@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from limbeck import cli
 from limbeck.cli._demo import Job, Plan
 from limbeck.cli.demo import make, print_table
 from limbeck.errors import UsageError
+from limbeck.registry import cards, find
 
 TINY = Plan(
     world="digits(n=64, teacher='cnn', student='mlp-tiny')",
+    crowd="digits(n=64, teacher='cnn+resnet-small', student='mlp-tiny')",
     steps=12,
     batch=32,
     fields=(("kd", (("tau", 2.0),)),),
@@ -83,7 +86,7 @@ def test_each_run_is_an_ordinary_one(made: tuple[Path, dict[str, Any]]) -> None:
 
 def test_the_page_is_written(made: tuple[Path, dict[str, Any]]) -> None:
     written = (made[0] / "report.html").read_text(encoding="utf-8")
-    assert "limbeck demo --some" in written
+    assert "limbeck demo --some" in re.sub("<[^>]+>", "", written)
     assert written.count("<polyline") == 3  # label; label and kd
 
 
@@ -151,7 +154,7 @@ def test_a_damaged_file_is_named(
     [
         (("--seeds", "0"), "--seeds is 0; it must be from 1 to 1000"),
         (("--seeds", "many"), "invalid int value: 'many'"),
-        (("--methods", "dk"), "did you mean 'kd'?"),
+        (("--methods", "dk"), "did you mean 'kd'"),
         (("--methods", " , "), "--methods names no method"),
         (("--methods", "kd,diswot"), "diswot gives scores, not a model"),
         (("--method", "kd"), "did you mean '--methods'?"),
@@ -170,6 +173,28 @@ def test_what_a_worker_refuses_is_said_here(tmp_path: Path) -> None:
     bad = replace(plan, fields=(("kd", (("tau", -1.0),)),))
     with pytest.raises(UsageError, match="tau is -1"):
         make(tmp_path / "new", jobs(tmp_path / "new", bad, seeds=(0,)), "x", quiet=True)
+
+
+# Those that can learn the demo's digits: of other inputs than text.
+PICTURES = [e.card.key for e in cards(gives="model") if "signal" not in e.card.needs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", PICTURES)
+def test_every_method_that_gives_a_model_can_be_shown(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = replace(TINY, steps=4, fields=())
+    told = make(tmp_path / "new", jobs(tmp_path / "new", plan, (0,), (key,)), "x", quiet=True)
+    arm = told["students"][key]
+    assert len(arm["accuracy"]["each"]) == len(arm["gain"]["each"]) == 1
+    several = "members" in find(key).card.needs
+    assert ("teacher" in arm) == several
+    print_table(told)
+    table, page = capsys.readouterr().out, (tmp_path / "new" / "report.html").read_text()
+    for written in (table, page):
+        assert (f"{key} had {plan.crowd_teacher}" in written) == several
+    assert key in page
 
 
 SCRIPT = """

@@ -180,7 +180,7 @@ def test_only_the_first_process_writes(place: Place) -> None:
         assert did[f"into two/{name}"] == 1, name
         assert (place.folder / "two" / name).is_file()
     left = {path.name for path in (place.folder / "two").iterdir()}
-    known = {"run.json", "metrics.jsonl", "checkpoints", "report.html", "result.json"}
+    known = {"run.json", "metrics.jsonl", "checkpoints", "report.html", "result.json", "split.json"}
     assert left == known | {"appraisal.json", "student.safetensors", "teacher.safetensors"}
     told = [json.loads(x) for x in (place.folder / "two/metrics.jsonl").read_text().splitlines()]
     steps = [(row["stage"], row["step"]) for row in told if "terms" in row]
@@ -214,6 +214,43 @@ def test_killed_in_the_middle_it_ends_with_the_same_bits(place: Place) -> None:
     assert digests(folder, SAME) == digests(place.folder / "two", SAME)
     assert place.written("killed", 1) == []
     assert len(place.said("killed", "out").splitlines()) == 1
+
+
+CHOOSE = """
+import os, time
+from pathlib import Path
+from limbeck.cli import _records as records
+from limbeck.cli.running import _free_folder
+
+first, free_folder = os.environ["RANK"] == "0", records.free_folder
+
+def quick_first(name):
+    while not first and not Path("runs/kd").exists():
+        time.sleep(0.01)
+    folder = free_folder(name)
+    if first:
+        folder.mkdir(parents=True)
+    return folder
+
+records.free_folder = quick_first
+print(_free_folder("kd", "cpu"), flush=True)
+"""
+
+
+def test_without_a_name_all_share_the_folder_that_the_first_chooses(place: Place) -> None:
+    (place.folder / "choose.py").write_text(CHOOSE)
+    command = [sys.executable, *TWO, "choose.py"]
+    done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["runs/kd"] * 2
+
+
+def test_a_dry_run_is_told_once(place: Place) -> None:
+    place.whole("dry", *RUN, "--dry")
+    out, err = place.said("dry", "out"), place.said("dry", "err")
+    for sentence in ("KD(", "would be trained first", "first stage: ", "seconds a step: "):
+        assert out.count(sentence) == 1, out
+    assert err.count("the labels are column") == 1, err
 
 
 @pytest.mark.parametrize(

@@ -487,7 +487,9 @@ def test_a_fingerprint_names_the_part_that_differs(tmp_path):
     cache.check({})
 
     def refuses(part, then, now, made):
-        expected = rf"c is stale: it differs in its {part} \({then} then, {now} now\); write a new"
+        expected = (
+            rf"c is stale: it differs in its {part}[^(]* \({then} then, {now} now\); write a new"
+        )
         with pytest.raises(UsageError, match=expected):
             cache.check(made)
         with pytest.raises(UsageError, match=rf"holds another cache, .* its {part} \("):
@@ -505,7 +507,7 @@ def test_a_fingerprint_names_the_part_that_differs(tmp_path):
         teacher[1].running_mean[0] = 1e-30
     changed = fingerprint(teacher, 50, samples, "x")
     refuses("teacher", r"\w{12}", r"\w{12}", {"teacher": changed["teacher"]})
-    with pytest.raises(UsageError, match=r"its teacher \(.*\) and its samples \(.*\) and its read"):
+    with pytest.raises(UsageError, match=r"its teacher's .* and its samples.* and its read"):
         cache.check(changed)
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from _probes import Net, X, Y, net
 from torch import nn
 
+import limbeck
 from limbeck.core.data import Batches, Epochs
 from limbeck.core.engine import fit, rate
 from limbeck.core.losses.divergences import kl
@@ -687,3 +688,22 @@ def test_norms_are_of_each_terms_gradient_in_the_student_over_the_whole_step():
         ).log
         assert log[0]["norms"]["near"] == pytest.approx(expected, rel=1e-5)
         assert log[0]["norms"]["parts"] == 0
+
+
+def oversized(batch):
+    task = Task(plain(), plain, (X, Y), budget=Budget(steps=2, batch=batch))
+    return limbeck.run("kd", task, baseline=True, progress="text", device="cpu")
+
+
+def test_a_batch_larger_than_the_set_is_said_once(capsys):
+    result = oversized(100_000)
+    assert [stage["batch"] for stage in result.facts["stages"]] == [len(X), len(X)]
+    told = (
+        f"a batch of 100,000 samples was asked for, and there are {len(X)}: a step takes {len(X)}"
+    )
+    assert capsys.readouterr().err.splitlines().count(told) == 1
+
+
+def test_a_batch_as_large_as_the_set_is_not_said(capsys):
+    oversized(len(X))
+    assert "a batch of" not in capsys.readouterr().err

@@ -174,13 +174,54 @@ def test_the_budget_of_requests_holds_and_nothing_asked_is_lost(server):
         ('{"predictions": [[0.5, 0.5], [0.5, 0.5]]}', r"shape \(2,\), and there are 3 classes"),
         ('{"predictions": [[{"label": "a"}], [{}]]}', "write label and score"),
         ('{"predictions": [["x", 1, 2], [1, 2, 3]]}', "for probabilities"),
+        ('{"predictions": [[NaN, NaN, NaN], [1, 0, 0]]}', "sum to nan"),
+        ('{"predictions": [[1, 0, 0], [Infinity, 0, 0]]}', "sum to inf"),
+        ('{"predictions": [[1.5, -0.25, -0.25], [1, 0, 0]]}', r"the smallest is -0\.25"),
+        ('{"predictions": [[0.3, 0.3, 0.3], [1, 0, 0]]}', r"sum to 0\.9 "),
+        ('{"predictions": [[], [1, 0, 0]]}', r"shape \(0,\), and there are 3"),
+        ('{"predictions": [1, [1, 0, 0]]}', "a label for a sample and 3 probabilities for another"),
+        ('{"predictions": [null, 1]}', "gave the label None"),
+        ('{"predictions": [[{"label": "a", "score": "x"}], [{}]]}', "write label and score"),
+        ('{"predictions": [[{"label": "a", "score": NaN}], [1, 0, 0]]}', "sum to nan"),
+        ('{"predictions": [[{"label": "a", "score": 7}], [1, 0, 0]]}', "sum to 7"),
+        (
+            '{"predictions": [[{"label": 0, "score": 0.6}, {"label": "a", "score": 0.4}], 1]}',
+            "named a class twice",
+        ),
     ],
 )
 def test_answers_that_cannot_be_read_are_one_sentence(server, body, told):
     server.faults = [(200, {}, body)]
+    ask = client(server)
     with pytest.raises(UsageError, match=told) as error:
-        client(server)(X[:2])
+        ask(X[:2])
     assert "\n" not in str(error.value)
+    torch.testing.assert_close(ask(X[:2]), P[:2])  # what was bad is not kept
+    assert len(server.requests) == 2
+
+
+def test_kept_answers_that_do_not_fit_name_their_file(server, tmp_path):
+    client(server)(X[:2])
+    (store,) = (tmp_path / "cache" / "served").iterdir()
+    with pytest.raises(UsageError, match=f"there are 2 classes .*kept.*remove {store}"):
+        client(server, names=("a", "b"), classes=2)(X[:2])
+    server.predict = lambda rows: [1 for _ in rows]
+    ask = client(server)
+    with pytest.raises(UsageError, match=f"a label for each sample, and 3 prob.* remove {store}"):
+        ask(X[:4])
+    torch.testing.assert_close(ask(X[:2]), P[:2])
+    store.unlink()
+    assert client(server)(X[:2]).tolist() == [1, 1]
+
+
+def test_a_number_that_may_mean_two_classes_is_refused(server):
+    """Class names "1", "2", "3": is 1 the first of them, or the one at place 1?"""
+    server.predict = lambda rows: [1 for _ in rows]
+    with pytest.raises(UsageError, match="may be the class '1' or that of number 1, '2'"):
+        client(server, names=("1", "2", "3"))(X[:1])
+    assert client(server, names=("0", "1", "2"))(X[:1]).tolist() == [1]
+    server.predict = lambda rows: ["1" for _ in rows]
+    assert client(server, names=("1", "2", "3"))(X[1:2]).tolist() == [0]
 
 
 def test_a_token_is_sent_and_kept_nowhere(server, monkeypatch, tmp_path):
@@ -195,6 +236,47 @@ def test_a_token_is_sent_and_kept_nowhere(server, monkeypatch, tmp_path):
         served("http://me:pw@127.0.0.1/", X[:1])
 
 
+def test_an_answer_that_breaks_off_is_asked_for_again(server):
+    server.faults = [(200, {"Content-Length": "500"}, "{}")]
+    torch.testing.assert_close(client(server)(X[:2]), P[:2])
+    assert len(server.requests) == 2
+
+
+def test_a_token_that_a_server_repeats_is_masked(server, monkeypatch):
+    monkeypatch.setenv(remote.KEY, "s3cret-token")
+    ask = client(server, retries=0)
+    for status, body in (
+        (403, "no: Bearer s3cret-token"),
+        (503, "s3cret-token"),
+        (200, "<s3cret-token>"),
+        (200, '{"predictions": ["s3cret-token"]}'),
+        (200, '{"predictions": [["s3cret-token"]]}'),
+    ):
+        server.faults = [(status, {}, body)]
+        with pytest.raises(UsageError) as error:
+            ask(X[:1])
+        assert "***" in str(error.value)
+        assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize("token", ["s3cret\nX: y", "s3cret\n", "s3cr\u0119t", "s3 cret"])
+def test_a_token_that_cannot_be_sent_is_said_before_a_request(server, monkeypatch, token):
+    monkeypatch.setenv(remote.KEY, token)
+    ask = client(server)
+    with pytest.raises(UsageError, match=f"the variable {remote.KEY} holds a blank") as error:
+        ask(X[:2])
+    assert "s3" not in str(error.value)
+    assert (server.requests, ask.asked, waits) == ([], 0, [])
+
+
+def test_the_requests_of_a_teacher_are_counted(server):
+    teacher = served(server.url, X[:1], names=("a", "b", "c"), batch=16)
+    server.faults = [(503, {}, "")]
+    teacher.ask(X)
+    teacher.ask(X)
+    assert teacher.ask.asked == len(server.requests) == 1 + 1 + 3
+
+
 def test_the_answers_are_for_their_owner_alone(server, tmp_path):
     client(server)(X[:2])
     (store,) = (tmp_path / "cache" / "served").iterdir()
@@ -206,14 +288,14 @@ def test_the_answers_are_for_their_owner_alone(server, tmp_path):
 
 KILLED = """
 import os, signal, sys, torch
-from limbeck.core import remote
-real, count = remote._Store.write, [0]
+from limbeck.core import answers, remote
+real, count = answers.Store.write, [0]
 def write(self, answers):
     count[0] += 1
     if count[0] == 3:
         os.kill(os.getpid(), signal.SIGKILL)  # the answer is here, and not yet on the disk
     real(self, answers)
-remote._Store.write = write
+answers.Store.write = write
 torch.manual_seed(0)
 ask = remote.Client(sys.argv[1], (), 3, 5.0, 0, None, 16)
 ask(torch.arange(160.0).view(40, 4) / 100)

@@ -74,6 +74,42 @@ def said(words: str, classes: int | None = None) -> str:
     return str(caught.value)
 
 
+# -- addresses -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("http://h/p?v=1&api_key=s3cret", r"on h has the field 'api_key', and a run's files .*KEY"),
+        ("https://h/p?TOKEN=s3cret", "the field 'TOKEN'"),
+        ("http://h/p?v=1;authorization=s3cret", "the field 'authorization'"),
+        ("http://h/p?client_secret=s3cret", "the field 'client_secret'"),
+        ("http://h/p?password=s3cret", "the field 'password'"),
+        ("http://me:s3cret@h/p", "holds a name or password"),
+        ("http://s3cret@h:x/p", "'h:x/p' is no address"),
+        ("http://", "is no address of a server"),
+        ("http://h/a b", "is no address of a server"),
+        ("http://h/p\u00e9", "is no address of a server"),
+        (
+            "127.0.0.1:8903/predict",
+            r"if a server is meant, write http://127\.0\.0\.1:8903/predict$",
+        ),
+        ("localhost:8903", "write http://localhost:8903$"),
+    ],
+)
+def test_addresses_that_cannot_be_asked_or_tell_a_secret(words: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        model_of(words, "teacher")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_an_address_keeps_what_is_no_secret() -> None:
+    for words in ("http://h/p", "https://h:8000/key/p?version=2", "HTTP://[::1]:80/p"):
+        assert (model_of(words, "teacher").kind, model_of(words, "teacher").name) == ("url", words)
+    with pytest.raises(Missing, match="the choices are: timm, torchvision, hf"):
+        model_of("c:x", "teacher")
+
+
 # -- models ----------------------------------------------------------------------------------------
 
 

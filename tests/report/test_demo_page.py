@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.report.demo import demo_page, rows_of
+from limbeck.report.demo import crowds_of, demo_page, rows_of
 
 EVIL = "<script>alert(1)</script>"
 
@@ -94,6 +94,23 @@ def test_rows_have_means_spreads_and_gains() -> None:
     assert teacher == ("teacher", "98.0 %", "", "", "", "94,186", "0.14 ms")
     assert scratch == ("scratch", "86.0 ± 1.4 %", "", "", "100", "810", "0.06 ms")
     assert kd[1:4] == ("90.5 ± 0.7 %", "+4.5 ± 0.7", "2 of 2")
+    assert rows_of(told(kd=arm(0.90, gain=(0.05,))))[2][1:4] == ("90.0 %", "+5.0", "1 of 1")
+
+
+def test_ties_are_told_apart(tmp_path: Path) -> None:
+    result = told(kd=arm(0.85, 0.91, gain=(0.0, 0.04)))
+    assert rows_of(result)[2][3] == "1 of 2, 1 the same"
+    assert "better in 1 of 2 seeds, the same in 1." in page_of(tmp_path, result)
+
+
+def test_several_teachers_are_told_of(tmp_path: Path) -> None:
+    one, two = arm(0.90, 0.91, gain=(0.05, 0.04)), arm(0.93, 0.92, gain=(0.08, 0.05))
+    assert crowds_of(told(kd=one)) == []
+    two["teacher"] = {"name": "two teachers, large and small", "accuracy": spread(0.97, 0.97)}
+    written = page_of(tmp_path, told(kd=one, unic=two))
+    assert "Taught by unic, with two teachers, large and small, it reaches" in written
+    assert "unic had two teachers, large and small: 97.0 % together." in written
+    assert "tau=4.0; two teachers, large and small" in written
 
 
 @pytest.mark.parametrize("seeds", [2, 12])

@@ -163,6 +163,31 @@ def test_strips_of_one_value_and_of_equal_values_are_drawn() -> None:
         assert positions(svg, "circle", "cx") == [50.0] * len(values)
 
 
+def test_a_band_that_is_wider_than_its_dots_stays_in_the_picture() -> None:
+    for values, percent in (([0.9, 0.98], True), ([0.97, 1.0], True), ([-3.0, 5.0], False)):
+        svg = strips([Strip("a", values)], {}, title="t", desc="d", percent=percent)
+        band = next(a for a in Reader(svg).all("line") if a.get("stroke-width") == "9")
+        ends = [float(str(band[name]).rstrip("%")) for name in ("x1", "x2")]
+        assert 0 <= ends[0] < ends[1] <= 100
+        assert ends[0] < min(positions(svg, "circle", "cx"))
+        assert not re.search(r"10[1-9][.\d]* %", svg)  # nothing is more than all
+
+
+def test_numbers_below_a_curve_end_where_it_ends() -> None:
+    svg = curves([Line("a", [[(0.0, 1.0, 1.0, 1.0), (100.0, 2.0, 2.0, 2.0)]])], title="", desc="")
+    last = next(a for a in Reader(svg).all("text") if float(str(a["x"])) > 330)
+    assert (last["x"], last["text-anchor"]) == ("340.0", "end")
+
+
+def test_a_line_of_code_ends_between_words() -> None:
+    html = code("limbeck run kd --world digits\nsecond 'a b' --x=<1>")
+    words = re.findall(r'<span class="word">(.*?)</span>', html)
+    assert words[3:] == ["--world", "digits", "second", "&#x27;a", "b&#x27;", "--x=&lt;1&gt;"]
+    reader = Reader(html)
+    assert "".join(reader.words) == "limbeck run kd --world digits\nsecond 'a b' --x=<1>"
+    assert '<span class="word">--seeds</span> 12' in note("no proof; --seeds 12 shows; a--b")
+
+
 def ys(svg: str) -> list[float]:
     line = Reader(svg).all("polyline")[0]
     return [float(pair.split(",")[1]) for pair in str(line["points"]).split()]

@@ -144,7 +144,7 @@ def test_a_better_student_is_told_of_with_its_share_of_the_gap(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("student", "alone", "expected"),
     [
-        (0.8, 0.83, "did not help here: it gave 3.0 points less"),
+        (0.8, 0.83, "did not help here, it gave 3.0 points less"),
         (0.8, 0.8, "the teaching changed nothing"),
         (0.985, 0.8, "all of the gap to the teacher, and more"),
         (0.995, 0.99, "the teacher itself is no better than the student alone"),
@@ -276,6 +276,55 @@ def test_half_an_appraisal_is_enough(tmp_path: Path) -> None:
     ):
         (folder / "appraisal.json").write_text(json.dumps(told))
         assert "accuracy is 90.0 %" in words(folder)
+
+
+def test_what_was_looked_at_once_is_no_curve_but_a_number(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run", alone=None)
+    rows: list[dict[str, Any]] = [
+        {"stage": stage, "step": step, "norms": {"label": value, "kd": 0.25}}
+        for stage, step, value in (("hint", 0, 0.5), ("fit", 7, 0.75))
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = page_of(folder)
+    part = page[page.index("How it learned") : page.index("What was done")]
+    assert "<svg" not in part
+    assert "hint, step 0 label 0.5, kd 0.25 fit, step 7 label 0.75, kd 0.25" in plain(part)
+    rows.append({"stage": "fit", "step": 9, "norms": {"label": 0.5}})
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "<polyline" in page_of(folder).split("How it learned")[1]
+
+
+@pytest.mark.parametrize(
+    ("students", "expected"),
+    [
+        ((0.90, 0.80, 0.70), "changed nothing, with the student better in 1 of 3 seeds, the same"),
+        ((0.90, 0.90, 0.80), "worth 6.7 points: 37 % of the gap to the teacher, with the student "
+        "better in 2 of 3 seeds, the same in 1."),
+        ((0.70, 0.70, 0.80), "6.7 points less, with the student better in 0 of 3 seeds, the same"),
+    ],
+)  # fmt: skip
+def test_ties_are_told_apart(tmp_path: Path, students: tuple[float, ...], expected: str) -> None:
+    for i, score in enumerate(students):
+        make(tmp_path / "many" / f"seed-{i}", score, 0.8, i)
+    assert expected in words(tmp_path / "many")
+
+
+def test_no_difference_is_not_counted_in_samples(tmp_path: Path) -> None:
+    assert "The difference is" not in words(make(tmp_path / "run", 0.8, 0.8))
+
+
+def test_samples_are_of_a_set_and_not_all_columns_are_shown(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    told = words(folder)
+    assert told.count("test sample 3 ") == 4
+    assert "columns are shown" not in told
+    path = folder / "run.json"
+    about = {"inputs": {"kind": "table", "columns": list("abcdefg")}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "about": about}))
+    assert "Of a sample the first 2 of 7 columns are shown." in words(folder)
+    about = {"inputs": {"kind": "tensors", "shape": [2]}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "about": about}))
+    assert "columns are shown" not in words(folder)
 
 
 # -- words -----------------------------------------------------------------------------------------

@@ -54,18 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give the exit code: 0, 2 for a mistake, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     _never_fail_to_print()
+    first = os.environ.get("RANK", "0") == "0"  # of several processes
     try:
         code = _dispatch(words)
         sys.stdout.flush()
         return code
     except UsageError as error:
-        if os.environ.get("RANK", "0") != "0":
+        if not first:
             time.sleep(10)  # the first process says it, if it can, and then torchrun ends this one
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         more = "; go on with: limbeck resume DIR" if words[:1] == ["run"] else ""
-        print(f"interrupted{more}", file=sys.stderr)
+        if first:
+            print(f"interrupted{more}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read us (head, less) has left; Python's own flush at exit must not complain.

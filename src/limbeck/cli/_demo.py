@@ -29,6 +29,8 @@ class Plan:
     world: str = "digits(n=100, teacher='cnn-large', student='mlp')"
     teacher: str = "a convolutional network"
     student: str = "a multi-layer perceptron"
+    crowd: str = "digits(n=100, teacher='cnn-large+resnet', student='mlp')"
+    crowd_teacher: str = "two teachers, the convolutional network and a residual one"
     steps: int = 500
     batch: int = 32
     lr: float = 0.1
@@ -57,6 +59,10 @@ class Plan:
             "schedule": "cosine",
         }
 
+    def needs_crowd(self, key: str) -> bool:
+        """Whether a method ("scratch" for none) reads several teachers, so that one is too few."""
+        return key != "scratch" and "members" in find(key).card.needs
+
     def fields_of(self, key: str) -> dict[str, Any]:
         """The fields that a method is given; the others keep the paper's defaults."""
         return dict(dict(self.fields).get(key, ()))
@@ -64,7 +70,7 @@ class Plan:
     def said(self) -> dict[str, Any]:
         """What demo.json says."""
         fields = {key: {n: _plain(v) for n, v in values} for key, values in self.fields}
-        return {"world": self.world, "budget": self.budget(), "fields": fields}
+        return {"world": self.world, "crowd": self.crowd, "budget": self.budget(), "fields": fields}
 
 
 def _plain(value: Any) -> Any:
@@ -92,11 +98,13 @@ class Job:
         return f"{self.name}/seed-{self.seed}"
 
     def task(self) -> Task:
-        """The plan's world with the plan's budget."""
+        """The plan's world for this method, with the plan's budget."""
         from limbeck.bench import worlds
         from limbeck.core.task import Budget, Optimiser
 
-        plan, task = self.plan, worlds.make(self.plan.world, seed=self.seed)
+        plan = self.plan
+        world = plan.crowd if plan.needs_crowd(self.key) else plan.world
+        task = worlds.make(world, seed=self.seed)
         rule = Optimiser("sgd", plan.lr, plan.weight_decay, plan.momentum, nesterov=True)
         return replace(task, budget=Budget(plan.steps, batch=plan.batch, optimiser=rule))
 

@@ -75,12 +75,24 @@ class Parser(argparse.ArgumentParser):
         for word in words[: words.index("--") if "--" in words else None]:
             option = word.partition("=")[0]
             if word.startswith("--") and option not in self._option_string_actions:
-                known = [name for name in self._option_string_actions if name.startswith("--")]
-                raise Missing(f"'{self.prog}' has no option {option!r}{nearest(option, known)}")
+                raise Missing(f"'{self.prog}' has no option {option!r}{self._instead_of(option)}")
         result, extra = self.parse_known_args(words, namespace)
         if extra:
             self.error(f"it does not take {' '.join(extra)!r}")
         return result
+
+    def _instead_of(self, option: str) -> str:
+        """The tail of a sentence on an unknown option: those like it, or the method's fields."""
+        known = {name[2:]: a for name, a in self._option_string_actions.items() if name[2:]}
+        told = nearest(option[2:], known)  # without the dashes, which make all options alike
+        if told.startswith("; did you mean"):
+            return told.replace(" '", " '--")
+        own = [f"--{name}" for name, a in known.items() if a.dest.startswith("field_")]
+        if own:
+            return (
+                f"; the method's own are: {', '.join(own)}; for the rest see '{self.prog} --help'"
+            )
+        return f"; see '{self.prog} --help'"
 
     def error(self, message: str) -> NoReturn:
         """Raise the parser's complaint as a sentence, instead of ending the program."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import statistics
@@ -13,6 +14,12 @@ from typing import Any
 from limbeck.errors import Missing, UsageError
 
 _SECRET = ("key", "token", "secret", "password")
+_T = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+"""Student's t, of which 2.5 % lie above, for 1, 2, ... degrees of freedom."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -136,6 +143,11 @@ def _check_unchanged(folder: Path, request: dict[str, Any]) -> None:
             raise UsageError(f"{what}; put it back, or run anew")
 
 
+def is_first() -> bool:
+    """Whether this is the first of several processes: the one that writes and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def free_folder(name: str) -> Path:
     """runs/NAME, or the next one like it that is not there yet."""
     folder = Path("runs") / name
@@ -157,6 +169,8 @@ def sentence(facts: dict[str, Any], folder: Path) -> str:
         told = f"the best of {len(scores)} is {best} ({scores[best]:.4g})"
     else:
         told = "done"
+    asked = facts.get("requests")
+    told += "" if asked is None else f"; {asked} request{'s' * (asked != 1)} to the teacher"
     return f"{head}: {told}; in {folder}"
 
 
@@ -171,3 +185,34 @@ def summary(facts: list[dict[str, Any]]) -> dict[str, Any]:
             sd = statistics.stdev(values) if len(values) > 1 else 0.0
             out[name] = {"mean": statistics.fmean(values), "sd": sd, "each": values}
     return out
+
+
+def of_seeds(told: dict[str, Any]) -> str:
+    """What came out of several seeds, from their `summary`: means, and what the teacher gave."""
+    score, n = told["score"], len(told["seeds"])
+    line = f"{n} seeds: {told['score_name']} {_mean(score)} on {told['score_of']}"
+    others = [("teacher", "teacher"), ("baseline", "student alone")]
+    beside = [f"{word} {_mean(told[name])}" for name, word in others if name in told]
+    line += f" ({', '.join(beside)})" if beside else ""
+    alone = told.get("baseline", {}).get("each", ())
+    if len(alone) != len(score["each"]):
+        return line
+    apart = [a - b for a, b in zip(score["each"], alone, strict=True)]
+    mean, half = statistics.fmean(apart), _half(apart)
+    between = f"{mean - half:+.4f} to {mean + half:+.4f}"
+    return (
+        f"{line}\n{told['method']} over the student alone: {mean:+.4f} "
+        f"(95 % interval {between}, from pairs of one seed)"
+    )
+
+
+def _mean(value: dict[str, Any]) -> str:
+    """The mean over seeds, with its deviation where they differ."""
+    return f"{value['mean']:.4f}" + (f" (sd {value['sd']:.4f})" if value["sd"] else "")
+
+
+def _half(values: list[float]) -> float:
+    """Half of the 95 % interval of a mean, by Student's t."""
+    free = len(values) - 1
+    t = _T[free - 1] if free <= len(_T) else 1.96 + 2.5 / free  # to three digits
+    return t * statistics.stdev(values) / math.sqrt(len(values))

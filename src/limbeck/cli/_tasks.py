@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.cli import _records as records
 from limbeck.core.card import parse_needs
 from limbeck.errors import UsageError
-from limbeck.registry import find
+from limbeck.registry import make
 
 if TYPE_CHECKING:
     from limbeck.core.method import Result
@@ -51,10 +51,23 @@ def task_of(request: dict[str, Any]) -> Task:
     taps = {name: tuple(paths) for name, paths in request["taps"].items()}
     task = replace(task, budget=replace(task.budget, **given), taps={**task.taps, **taps})
     method = request.get("method")
-    if not request["own"] or method is None:
+    if method is None:
         return task
-    needs = parse_needs(find(method).card.needs)
-    return with_taps(task, {n.name for need in needs for some in need for n in some})
+    read = _read(method, request.get("given", {}))
+    if unread := [name for name in taps if name not in read]:
+        there = " and ".join(f"'{name}'" for name in _TAPPED if name in read) or "nothing"
+        told = f"--taps {' '.join(unread)}: the method does not read it; inside the models it reads"
+        task = replace(task, notes=(*task.notes, f"{told} {there}"))
+    return with_taps(task, read) if request["own"] else task
+
+
+def _read(method: str, given: dict[str, Any]) -> set[str]:
+    """The entries of a view that a method reads; those of a method inside it, too."""
+    from limbeck.core.method import Objective
+
+    made = make(method, **tuples(given))
+    needs = made.asks() if isinstance(made, Objective) else made.card.needs
+    return {n.name for need in parse_needs(needs) for some in need for n in some}
 
 
 def _made(own: dict[str, Any]) -> Task:
@@ -66,7 +79,12 @@ def _made(own: dict[str, Any]) -> Task:
         )
     maker = importlib.import_module(_MAKERS[room])
     words = {k: v for k, v in own.items() if k not in ("room", "teacher", "student", "data")}
-    task: Task = maker.task(own["teacher"], own["student"], own["data"], **words)
+    try:
+        task: Task = maker.task(own["teacher"], own["student"], own["data"], **words)
+    except UsageError as error:
+        if room == "plain" and own["data"] == "sklearn:digits" and "not take samples" in str(error):
+            raise UsageError(f"{error}; to have them as pictures, add --room vision") from error
+        raise
     return task
 
 

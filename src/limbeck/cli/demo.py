@@ -13,7 +13,7 @@ from typing import Any
 from limbeck.cli._demo import Job, Plan, run_all
 from limbeck.cli._parser import Parser
 from limbeck.cli._records import read
-from limbeck.cli._summary import summary
+from limbeck.cli._summary import spread, summary
 from limbeck.errors import UsageError
 from limbeck.registry import find
 
@@ -169,7 +169,21 @@ def _run(jobs: Sequence[Job], command: str, quiet: bool) -> dict[str, Any]:
         models = {"teacher": task.the_teacher().module}  # type: ignore[attr-defined]
         models |= {job.name: job.run()[1] for job in jobs if job.seed == jobs[0].seed}
     told = summary(jobs, facts, models, task)
+    for name, several in _crowds(jobs, facts).items():
+        told["students"][name]["teacher"] = several
     return {**told, "command": command, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def _crowds(
+    jobs: Sequence[Job], facts: Mapping[Job, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The teachers of each method that had several, and how good they are together."""
+    told: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        if job.plan.needs_crowd(job.key) and job.name not in told:
+            scores = [facts[each]["teacher"] for each in jobs if each.name == job.name]
+            told[job.name] = {"name": job.plan.crowd_teacher, "accuracy": spread(scores)}
+    return told
 
 
 @contextmanager
@@ -205,7 +219,7 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[str, int], None]]:
 
 def print_table(told: Mapping[str, Any]) -> None:
     """Print what came out: with a rule and bold lines on a terminal, plain columns in a pipe."""
-    from limbeck.report.demo import rows_of
+    from limbeck.report.demo import crowds_of, rows_of
 
     head = ("", "accuracy", "over scratch", "better in", "steps", "parameters", "one sample")
     rows = [head, *rows_of(told)]
@@ -215,7 +229,7 @@ def print_table(told: Mapping[str, Any]) -> None:
         padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         lines.append("  ".join((name.ljust(widths[0]), *padded)).rstrip())
     if not sys.stdout.isatty():
-        print("\n".join(lines).replace("±", "+-"))
+        print("\n".join([*lines, *crowds_of(told)]).replace("±", "+-"))
         return
     from rich.console import Console
     from rich.text import Text
@@ -223,4 +237,5 @@ def print_table(told: Mapping[str, Any]) -> None:
     shown = [Text(lines[0], "dim"), Text("─" * max(map(len, lines)), "dim")]
     for row, line in zip(rows[1:], lines[1:], strict=True):
         shown.append(Text(line, "bold green" if row[2].startswith("+") else ""))
+    shown += [Text(line, "dim") for line in crowds_of(told)]
     Console(highlight=False).print(Text("\n").join(shown), soft_wrap=True)

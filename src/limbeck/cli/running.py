@@ -65,8 +65,13 @@ def _parser(entry: Entry | None) -> Parser:
 
 def run(argv: list[str]) -> int:
     """Run a method on a world or on a task of one's own."""
-    named = next((word for word in argv if not word.startswith("-")), None)
-    entry = None if named is None else find(named)
+    named = next(iter(argv), None)
+    if named is not None and named.startswith("-") and not {"-h", "--help"} & set(argv):
+        raise UsageError(
+            f"a method must be named first, as in: limbeck run kd {named} ...; `limbeck list` "
+            "shows the methods"
+        )
+    entry = None if named is None or named.startswith("-") else find(named)
     args = _parser(entry).parse_args(argv)
     assert entry is not None  # the parser asks for it
     request = _request(entry, args, argv)
@@ -75,8 +80,8 @@ def run(argv: list[str]) -> int:
     many = args.seeds > 1
     seed = None if many else args.seed
     name = f"{entry.card.key}-{flags.name_of(request)}" + ("" if seed is None else f"-s{seed}")
-    base = Path(args.out) if args.out else records.free_folder(name)
-    first = _first()
+    base = Path(args.out) if args.out else _free_folder(name, args.device)
+    first = records.is_first()
     facts = []
     for seed in range(args.seed, args.seed + args.seeds):
         folder = base / f"seed-{seed}" if many else base
@@ -94,11 +99,21 @@ def run(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(told))
     elif many and "score" in told:
-        score = told["score"]
-        print(
-            f"{args.seeds} seeds: {told['score_name']} {score['mean']:.4f} (sd {score['sd']:.4f})"
-        )
+        print(records.of_seeds(told))
     return 0
+
+
+def _free_folder(name: str, device: str | None) -> Path:
+    """A folder that is not there yet; of several processes the first one chooses it."""
+    folder = records.free_folder(name)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return folder
+    flags.load_torch()
+    from limbeck.core.devices import Devices
+    from limbeck.core.processes import as_the_first
+
+    Devices(device)  # joins the processes
+    return as_the_first(folder)
 
 
 def _request(entry: Entry, args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
@@ -147,18 +162,13 @@ def _resume_one(folder: Path, progress: str) -> None:
     told = records.read(folder / "run.json")
     if (folder / "result.json").exists():
         done = records.sentence(records.read(folder / "result.json"), folder)
-        if _first():
+        if records.is_first():
             print(f"the run in {folder} is finished. {done}")
         return
     request = records.request_of(folder, f"go on with limbeck.run(..., out='{folder}')")
     facts = _execute(request, folder, progress, told.get("threads"))
-    if _first():
+    if records.is_first():
         print(records.sentence(facts, folder))
-
-
-def _first() -> bool:
-    """Whether this is the first of several processes: the one that writes and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _execute(
@@ -166,7 +176,7 @@ def _execute(
 ) -> dict[str, Any]:
     """Write what the run is, then import torch and run it; gives what result.json says."""
     path = folder / "run.json"
-    if _first() and not records.there(path):
+    if records.is_first() and not records.there(path):
         records.make_folder(folder)
         records.write(path, {"request": request})
     flags.load_torch()
@@ -190,7 +200,8 @@ def _execute(
             **tasks.tuples(request["given"]),
         ).facts
     except UsageError:
-        if _first() and {p.name for p in folder.iterdir()} <= {"run.json", "teacher.safetensors"}:
+        never = {"run.json", "teacher.safetensors"}
+        if records.is_first() and {p.name for p in folder.iterdir()} <= never:
             shutil.rmtree(folder)  # it never began
         raise
 
@@ -199,11 +210,11 @@ def _dry(request: dict[str, Any], seed: int) -> int:
     flags.load_torch()
     from limbeck.core.dry import look
 
-    task = tasks.task_of({**request, "seed": seed})
-    for note in task.notes:
+    task, first = tasks.task_of({**request, "seed": seed}), records.is_first()
+    for note in task.notes if first else ():
         print(note, file=sys.stderr)
-    for line in look(
-        request["method"], task, seed, request["device"], tasks.tuples(request["given"])
-    ):
-        print(line)
+    given = tasks.tuples(request["given"])
+    for line in look(request["method"], task, seed, request["device"], given):
+        if first:  # the others look as well: a step is taken by all
+            print(line)
     return 0

@@ -286,14 +286,13 @@ class Cache:
     def check(self, fingerprint: Mapping[str, Any]) -> None:
         """Refuse to stand in for what the table was not made from.
 
-        Args:
-            fingerprint: as of `fingerprint`; only the parts that it has are compared.
-
         Raises:
-            UsageError: parts differ; they are named.
+            UsageError: parts that this fingerprint has differ; they are named.
         """
+        said = {"teacher": "teacher's weights, or its budget", "samples": "samples, or augment"}
         made = {part: v for part, v in self._table.made.items() if part in fingerprint}
-        if differs := difference(made, fingerprint):
+        then, now = ({said.get(p, p): v for p, v in d.items()} for d in (made, fingerprint))
+        if differs := difference(then, now):
             raise UsageError(
                 f"the cache in {self._table.folder} is stale: it differs in {differs}; write a new "
                 "one into another folder"

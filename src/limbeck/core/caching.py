@@ -15,6 +15,8 @@ from limbeck.core.method import Clock
 from limbeck.core.task import Task
 from limbeck.core.teacher import Setting
 from limbeck.core.teachers import Cached, Frozen, fingerprint_of
+from limbeck.core.text.facts import text_of
+from limbeck.core.text.kept import Keep, packed
 from limbeck.errors import UsageError
 
 Told = Callable[[int, int], None]
@@ -29,6 +31,7 @@ def cache_teacher(
     device: str = "cpu",
     epochs: int | None = None,
     seed: int = 0,
+    keep: Keep | None = None,
     told: Told = lambda done, rows: None,
 ) -> Cached:
     """Write a teacher's view entries of the training set into a folder; killed, it goes on there.
@@ -42,6 +45,7 @@ def cache_teacher(
         device: where the teacher runs.
         epochs: passes to keep, where the set augments its samples: as many as the run will have.
         seed: of that run; augmentation is a function of (seed, epoch, sample).
+        keep: of a language teacher's signal, the entries that are kept; `entries` is then not read.
         told: called with (rows done, rows in all) after each forward pass.
 
     Returns:
@@ -67,6 +71,10 @@ def cache_teacher(
             )
         made_of["seed"] = seed
     passes = epochs if "seed" in made_of and epochs else 1
+    if keep is not None:
+        made_of["keep"] = keep.to_json(text_of(task).vocab)
+        if keep.kind == "sampled":
+            made_of["seed of draws"] = seed
     paths = {name: pair[0] for name, pair in task.taps.items() if name in entries}
     live = teacher.attach(Setting(paths, reader, torch.device(device)))
     clock = Clock(0, "cache", 0, 1, 1)
@@ -80,7 +88,11 @@ def cache_teacher(
                 for numbers in torch.split(missing, batch) if len(missing) else ():
                     rows = table.rows(numbers, seed, epoch).to(torch.device(device))
                     side = live.side(rows, clock)
-                    writer.write(numbers, {name: getattr(side, name) for name in entries}, epoch)
+                    if keep is None:
+                        shown = {name: getattr(side, name) for name in entries}
+                    else:
+                        shown = {"packed": packed(keep, side.signal, rows, seed)}
+                    writer.write(numbers, shown, epoch)
                     told(passes * len(table) - writer.left, passes * len(table))
     finally:
         live.close()

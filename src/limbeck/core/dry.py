@@ -12,10 +12,11 @@ from torch import Tensor
 
 from limbeck import registry
 from limbeck.core import identity
+from limbeck.core.remote import Client
 from limbeck.core.rng import globals_kept
 from limbeck.core.run import Run
 from limbeck.core.task import Task
-from limbeck.core.teachers import Frozen
+from limbeck.core.teachers import BlackBox, Frozen
 from limbeck.core.untrained import Untrained
 
 _STEPS = 4  # the first one warms up
@@ -32,9 +33,10 @@ def look(
     chosen = registry.make(method, **fields)
     identity.check_task(task, chosen)
     teacher = task.the_teacher()
-    if isinstance(teacher, Untrained):
-        task = replace(task, teacher=Frozen(teacher.new()))
     yield repr(chosen)
+    if isinstance(teacher, Untrained):
+        yield _training(task, teacher)
+        task = replace(task, teacher=Frozen(teacher.new()))
     if not chosen.card.stages:
         yield "it trains nothing"
         return
@@ -59,8 +61,21 @@ def look(
         yield f"{entry}: {shape}"
     yield f"parameters: student {first['parameters']:,}, parts {first['parts']:,}"
     yield f"first stage: '{first['stage']}', {first['steps']} steps of {first['batch']} samples"
+    if isinstance(teacher, BlackBox) and isinstance(teacher.ask, Client):
+        n = teacher.ask.asked
+        yield f"the teacher at {teacher.name} was sent {n} requests; its answers are kept"
     if len(times) > 1:
         yield f"seconds a step: {(times[-1] - times[0]) / (len(times) - 1):.4f}"
+
+
+def _training(task: Task, teacher: Untrained) -> str:
+    """What a run would do first."""
+    batches = task.batches()
+    steps = task.budget.total(batches.per_epoch(min(task.budget.batch, batches.samples)))
+    return (
+        f"the teacher {teacher.name}: {teacher.why}, so it would be trained first, {steps} steps, "
+        "if no earlier run on this task did so"
+    )
 
 
 def _shapes(passes: Any) -> dict[str, str]:

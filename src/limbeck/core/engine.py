@@ -186,6 +186,11 @@ class _Fitter(Keeping):
                 f"{self.budget.accumulate} micro-batches in {self.world} process(es); change batch "
                 "or accumulate"
             )
+        if size < self.budget.batch and not self.r.stages:  # said once, of a run's first fit
+            self.r.progress.say(
+                f"a batch of {self.budget.batch:,} samples was asked for, and there are "
+                f"{self.batches.samples:,}: a step takes {size:,}"
+            )
         return size
 
     def _build(self) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.data import Table
-from limbeck.core.views import call_model, entries_of
+from limbeck.core.views import entries_of, shown
 
 if TYPE_CHECKING:
-    from limbeck.core.task import Score, Task
+    from limbeck.core.score import Score
+    from limbeck.core.task import Task
+
+_CHUNK = 32  # samples at a time, where they are sequences
 
 
 @contextmanager
@@ -40,8 +44,7 @@ def predict(
     logits, labels = [], []
     for batch in table.chunks(size):
         batch = batch.to(device or torch.device("cpu"))
-        x = batch.columns["x"]
-        out = entries_of(call_model(model, reader(x) if reader else x))["logits"]
+        out = entries_of(shown(model, batch.columns["x"], reader))["logits"]
         logits.append(out.float().cpu())
         labels.append(torch.as_tensor(batch.y).cpu())
     return torch.cat(logits), torch.cat(labels)
@@ -56,7 +59,15 @@ def measure(
 ) -> float:
     """A score of a model on a set."""
     with evaluating(model):
-        return score.of(*predict(model, table, reader, device))
+        if score.each is None:
+            assert score.of is not None
+            return score.of(*predict(model, table, reader, device))
+        total = count = 0.0
+        for batch in table.chunks(_CHUNK):
+            batch = batch.to(device or torch.device("cpu"))
+            a, n = score.each(entries_of(shown(model, batch.columns["x"], reader)), batch)
+            total, count = total + float(a), count + float(n)
+        return total / count if count else math.nan
 
 
 def score_teacher(task: Task, table: Table, device: torch.device) -> float | None:
@@ -71,7 +82,6 @@ def score_teacher(task: Task, table: Table, device: torch.device) -> float | Non
     with evaluating(module):
         batch = table.rows(torch.arange(1)).to(device)
         reader = reader_of(task.readers, "teacher")
-        x = batch.columns["x"]
-        if "logits" not in entries_of(call_model(module, reader(x) if reader else x)):
+        if "logits" not in entries_of(shown(module, batch.columns["x"], reader)):
             return None
     return measure(module, table, task.score, reader, device)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import platform
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from limbeck import __version__
 from limbeck.core import processes
 from limbeck.core.data import Table
 from limbeck.core.files import digest_tensors, read_json, write_json
+from limbeck.core.first_look import check_models
 from limbeck.core.method import Method, Objective
 from limbeck.core.task import Task
 from limbeck.errors import Missing, UsageError
@@ -44,8 +48,18 @@ def _data_digest(source: Any) -> str:
         return "none"
     table = Table(source)
     rows = table.rows(torch.linspace(0, len(table) - 1, min(16, len(table))).long(), "fingerprint")
-    tensors = {k: v for k, v in rows.columns.items() if isinstance(v, Tensor)}
-    return f"{len(table)} samples {digest_tensors(tensors)}"
+    return f"{len(table)} samples {digest_tensors(_flat_tensors(rows.columns))}"
+
+
+def _flat_tensors(columns: Mapping[str, Any], head: str = "") -> dict[str, Tensor]:
+    """All tensors of a batch by name, those within columns too."""
+    out: dict[str, Tensor] = {}
+    for name, value in columns.items():
+        if isinstance(value, Tensor):
+            out[head + name] = value
+        elif isinstance(value, Mapping):
+            out |= _flat_tensors(value, f"{head}{name}.")
+    return out
 
 
 def task_digests(task: Task) -> dict[str, str]:
@@ -112,34 +126,37 @@ def _open(folder: Path, told: dict[str, Any], task: Task) -> None:
         _compare(folder, there, told)
         told = {**told, **there}
     elif folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty and holds no run; name another folder")
+        raise UsageError(
+            f"{folder} is not empty and holds no run; name another folder with {_out(told)}"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"the folder {folder} cannot be made ({error.strerror}); name another with out="
+            f"the folder {folder} cannot be made ({error.strerror}); name another with {_out(told)}"
         ) from None
     write_json(path, told)
 
 
 def _compare(folder: Path, there: dict[str, Any], told: dict[str, Any]) -> None:
+    out = _out(told)
     for name in ("method", "fields", "seed"):
         if there.get(name, told[name]) != told[name]:
             raise UsageError(
-                f"{folder} holds another run ({name} {there[name]!r}, not {told[name]!r}); "
-                "name another folder with out=, or remove it"
+                f"{folder} holds another run ({name}: {_apart(there[name], told[name])}); name "
+                f"another folder with {out}, or remove it"
             )
     for name, now in told["task"].items():
         then = there.get("task", {}).get(name, now)
         if then != now:
             raise UsageError(
-                f"the run in {folder} was begun with another {name} ({then}, now {now}); "
-                "give it as it was, or name another folder"
+                f"the run in {folder} was begun with another {name} ({_apart(then, now)}); "
+                f"give it as it was, or name another folder with {out}"
             )
     if there.get("source", told["source"]) != told["source"]:
         raise UsageError(
             f"the method's file has changed since the run in {folder} began; "
-            "put it back, or name another folder"
+            f"put it back, or name another folder with {out}"
         )
     for name in ("threads", "processes", "versions"):
         if there.get(name, told[name]) != told[name]:
@@ -148,6 +165,39 @@ def _compare(folder: Path, there: dict[str, Any], told: dict[str, Any]) -> None:
                 "the same bits are not promised",
                 file=sys.stderr,
             )
+
+
+def _out(told: dict[str, Any]) -> str:
+    """How whoever began the run names its folder."""
+    return "out=" if told["command"] is None else "--out"
+
+
+def _apart(then: Any, now: Any) -> str:
+    """What differs between two values, or two texts of a task's digests, and nothing else."""
+    one, two = _flat(then), _flat(now)
+    names = [k for k in {**one, **two} if one.get(k) != two.get(k)]
+    told = (f"{k} {_short(one.get(k))} there, {_short(two.get(k))} asked" for k in names)
+    return ", ".join(each.lstrip() for each in told)
+
+
+def _short(value: Any) -> str:
+    """A value in a sentence; of digests the beginning."""
+    if value is None:
+        return "none"
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{24}\b", r"\1", str(value))
+
+
+def _flat(value: Any) -> dict[str, Any]:
+    """The plain values in nested ones, by their names."""
+    if isinstance(value, str):
+        try:
+            value = dict(ast.literal_eval(value))  # the digest of a budget, or of taps
+        except (ValueError, TypeError, SyntaxError):
+            return {"": value}
+    if not isinstance(value, dict):
+        return {"": value}
+    inner = ((k, _flat(v) if isinstance(v, dict) else {"": v}) for k, v in value.items())
+    return {end or k: v for k, each in inner for end, v in each.items()}
 
 
 def _json(value: Any) -> Any:
@@ -170,7 +220,8 @@ def check_task(task: Task, method: Method) -> None:
         if need.startswith("data:") and need[5:] not in task.data:
             name = card.key if card else type(method).__name__
             raise Missing(
-                f"{name} needs a set '{need[5:]}'; give it as Task(..., data={{'{need[5:]}': ...}})"
+                f"{name} needs a set '{need[5:]}'; give it as Task(..., data={{'{need[5:]}': "
+                "...}), at the command line in a task file: --task FILE.py:FUNCTION"
             )
     classes = task.count_classes()
     for name in ("train", "valid", "test"):
@@ -197,3 +248,4 @@ def check_task(task: Task, method: Method) -> None:
                 f"'{name}' has labels from {int(y.min())} to {int(y.max())}, but there are "
                 f"{classes} classes: labels go from 0 to {classes - 1}"
             )
+    check_models(task, needs)

@@ -23,6 +23,9 @@ class Labels(Objective):
     label: float = number(1.0, least=0)
     smoothing: float = number(0.0, least=0, below=1)
 
+    def asks(self) -> tuple[str, ...]:
+        return ("student:logits", "y") if self.label else ()
+
     def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Term]:
         if not self.label:
             return {}

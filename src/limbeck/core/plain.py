@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from limbeck.core.first_look import classes_of
 from limbeck.core.sources import models, tables
 from limbeck.core.sources.models import Made
-from limbeck.core.sources.reading import Reader, classes_of, teachers_reader
+from limbeck.core.sources.reading import Reader, teachers_reader
 from limbeck.core.sources.sets import Standardise, parts
 from limbeck.core.sources.specs import Model, data_of, model_of
 from limbeck.core.task import Budget, Task, as_teacher, build_model
@@ -75,7 +76,7 @@ def task(
             f"{data if isinstance(data, str) else 'the data'} has one class, '{whole.names[0]}'; a "
             "classifier needs two or more"
         )
-    sets, held_out = parts(whole, apart)
+    sets, held_out, cut = parts(whole, apart)
     x, classes = sets["train"][0], len(whole.names)
     scale = Standardise.of(x) if x.dim() == 2 and x.is_floating_point() else None
     taught = _teacher(teacher, x, whole.names, pretrained, requests)
@@ -100,6 +101,7 @@ def task(
             "source": str(data) if isinstance(data, str | Path) else type(data).__name__,
             "split": {n: len(sets[n][1]) for n in tables.PARTS} | {"made": held_out is not None},
         },
+        split=cut,
     )
 
 
@@ -153,7 +155,7 @@ def _shaped(make: Callable[[], nn.Module], x: Tensor) -> Callable[[], nn.Module]
     def made() -> nn.Module:
         module = make()
         if any(is_lazy(p) for p in module.parameters()):
-            classes_of(module, x, f"the model {type(module).__name__}")
+            classes_of(module, x[:2], f"the model {type(module).__name__}")
         return module
 
     return made
@@ -173,7 +175,7 @@ def _student(given: Any, x: Tensor, classes: int) -> Any:
         student.__qualname__ = str(given)  # what the run's record knows a factory by
     elif not callable(given):
         raise UsageError(f"the student is a {type(given).__name__}; give a torch module or words")
-    gives = classes_of(build_model(student, 0, "student"), x, name)
+    gives = classes_of(build_model(student, 0, "student"), x[:2], name)
     if gives not in (classes, None):
         raise UsageError(
             f"{name} gives {gives} classes and the data have {classes}; make one with {classes}, "
@@ -202,13 +204,13 @@ def _teacher(
         made = Made(lambda: _module_of(given), True, _name_of(given))
     name = f"the teacher {made.name}"
     if not (pretrained and made.trained):
-        _same(classes_of(build_model(made.make, 0, "teacher"), x, name), classes, name)
+        _same(classes_of(build_model(made.make, 0, "teacher"), x[:2], name), classes, name)
         why = "it has no weights" if pretrained else "it was said not to be trained yet"
         return Untrained(made.make, made.name, why)
     module = build_model(made.usual or made.make, 0, "teacher")
-    gives = classes_of(module, x, name)
+    gives = classes_of(module, x[:2], name)
     if made.usual is not None and gives not in (classes, None):
-        _same(classes_of(build_model(made.make, 0, "teacher"), x, name), classes, name)
+        _same(classes_of(build_model(made.make, 0, "teacher"), x[:2], name), classes, name)
         return Untrained(
             made.make, made.name, f"it has {gives} classes and the data have {classes}"
         )

@@ -7,30 +7,28 @@ probabilities of all classes, or the likeliest of them as `[{"label": ..., "scor
 
 from __future__ import annotations
 
-import hashlib
+import http.client
 import json
 import os
-import sqlite3
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from contextlib import closing
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
+from limbeck.core.answers import Store
 from limbeck.core.files import cache_folder
-from limbeck.core.teachers import BlackBox
+from limbeck.core.sources.specs import KEY, check_address
+from limbeck.core.teachers import BlackBox, check_probabilities
 from limbeck.errors import UsageError
 
-KEY = "LIMBECK_API_KEY"
-"""The environment variable whose value is sent as a bearer token."""
-
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers after which a server may be asked again
+_BROKEN = (OSError, ValueError, http.client.HTTPException)
 _LONGEST = 60.0  # seconds between two attempts, whatever the server says
 
 
@@ -57,7 +55,8 @@ def served(
         classes: the number of classes, where there are no names.
         timeout: seconds for one request.
         retries: further attempts after a failure that may pass, with growing pauses.
-        requests: requests at most, in this process; None for no limit.
+        requests: requests of this teacher at most, attempts that fail with them; None for no
+            limit. `teacher.ask.asked` counts them.
         batch: samples in a request.
 
     Raises:
@@ -80,19 +79,13 @@ class Client:
         requests: int | None,
         batch: int,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"'{url}' is no address of a server; write it as https://host/predict")
-        if parts.username or parts.password:
-            raise UsageError(
-                f"the address of the teacher on {parts.hostname} holds a name or password; leave "
-                f"it out and put a token into the variable {KEY}"
-            )
+        check_address(url)
         self.url, self.names, self.classes = url, {n: i for i, n in enumerate(names)}, classes
         self.timeout, self.retries, self.left, self.batch = timeout, retries, requests, batch
         self.asked = 0  # requests so far
-        self.shown = parts._replace(query="", fragment="").geturl()
-        self._store = _Store(cache_folder() / "served", url)
+        self.shown = urlsplit(url)._replace(query="", fragment="").geturl()
+        self._form: torch.Size | None = None  # of one answer: () of labels, (C,) of probabilities
+        self._store = Store(cache_folder() / "served", url)
 
     def gives_on(self, sample: Any) -> Literal["labels", "probabilities"]:
         """What an answer about a sample is."""
@@ -101,14 +94,39 @@ class Client:
     def __call__(self, x: Any) -> Tensor:
         """Labels (B,) int64, or probabilities (B, C) float32, of a batch of raw samples."""
         rows = [json.dumps(row, separators=(",", ":")) for row in _plain(x)]
-        found = self._store.read(rows)
+        found = self._kept(rows)
         missing = [row for row in dict.fromkeys(rows) if row not in found]
         for i in range(0, len(missing), self.batch):
             some = missing[i : i + self.batch]
-            new = dict(zip(some, self._predictions(some), strict=True))
-            self._store.write(new)
-            found |= new
-        return self._tensor([found[row] for row in rows])
+            new = self._predictions(some)
+            found |= zip(some, self._alike(self._tensor(new)), strict=True)
+            self._store.write(dict(zip(some, new, strict=True)))
+        return torch.stack([found[row] for row in rows])
+
+    def _kept(self, rows: list[str]) -> dict[str, Tensor]:
+        """The answers that are on the disk."""
+        found = self._store.read(rows)
+        if not found:
+            return {}
+        try:
+            answers = self._tensor(list(found.values()))
+        except UsageError as error:
+            raise UsageError(
+                f"{error} (an answer that was kept: if server or classes have changed since, "
+                f"remove {self._store.path})"
+            ) from None
+        return dict(zip(found, self._alike(answers), strict=True))
+
+    def _alike(self, answers: Tensor) -> Tensor:
+        """The same, if they are of the form of all answers before."""
+        form = answers.shape[1:]
+        if self._form is not None and form != self._form:
+            raise UsageError(
+                f"{self.shown} gave {_form(form)} for each sample, and {_form(self._form)} before; "
+                f"if the server has changed, remove {self._store.path}, where answers are kept"
+            )
+        self._form = form
+        return answers
 
     def _predictions(self, rows: list[str]) -> list[Any]:
         told = self._post(f'{{"instances":[{",".join(rows)}]}}'.encode())
@@ -118,9 +136,8 @@ class Client:
         except (ValueError, KeyError, RecursionError):
             predictions = None
         if not isinstance(predictions, list):
-            raise UsageError(
-                f'{self.shown} answered what is no {{"predictions": [...]}}: {_start(told)}'
-            )
+            said = _start(told[:4000].decode("utf-8", "replace")) or "nothing"
+            raise UsageError(f'{self.shown} answered what is no {{"predictions": [...]}}: {said}')
         if len(predictions) != len(rows):
             raise UsageError(
                 f"{self.shown} gave {len(predictions)} predictions for {len(rows)} instances; it "
@@ -131,14 +148,14 @@ class Client:
     def _post(self, body: bytes) -> bytes:
         """One request, repeated where a failure may pass."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        if key := _key():
+            headers["Authorization"] = f"Bearer {key}"
         opener = urllib.request.build_opener(_Stay)
         for attempt in range(self.retries + 1):
             if self.left is not None and self.asked >= self.left:
                 raise UsageError(
                     f"the budget of {self.left} requests to {self.shown} is spent; all answers are "
-                    "kept, so run it again with a larger one"
+                    "kept, so run it again to go on with as many, or with a larger one"
                 )
             self.asked += 1
             wait = min(2.0**attempt / 2, _LONGEST)
@@ -147,12 +164,12 @@ class Client:
                 with opener.open(request, timeout=self.timeout) as answer:
                     return bytes(answer.read())
             except urllib.error.HTTPError as error:
-                why = f"it answered {error.code} {error.reason}: {_start(error.read(400))}"
+                why = _start(f"it answered {error.code} {error.reason}: {_body(error)}")
                 if error.code not in _AGAIN:
                     raise UsageError(f"the teacher at {self.shown} refused: {why}") from None
                 wait = _asked_to_wait(error.headers.get("Retry-After"), wait)
-            except (OSError, ValueError) as error:  # no connection, a time-out, a broken answer
-                why = str(getattr(error, "reason", error)) or type(error).__name__
+            except _BROKEN as error:  # no connection, a time-out, a broken answer
+                why = _start(str(getattr(error, "reason", error)) or type(error).__name__)
             if attempt < self.retries:
                 time.sleep(wait)
         raise UsageError(
@@ -161,31 +178,46 @@ class Client:
         )
 
     def _tensor(self, predictions: list[Any]) -> Tensor:
-        first = predictions[0]
-        if isinstance(first, list | tuple):
-            return torch.stack([self._probabilities(p) for p in predictions])
-        return torch.tensor([self._label(p) for p in predictions])
+        """Answers, checked before any is kept: labels (B,) or probabilities (B, C)."""
+        read = [
+            self._probabilities(p) if isinstance(p, list) else self._label(p) for p in predictions
+        ]
+        forms = [_form(shape) for shape in dict.fromkeys(each.shape for each in read)]
+        if len(forms) > 1:
+            raise UsageError(
+                f"{self.shown} gave {forms[0]} for a sample and {forms[1]} for another"
+            )
+        out = torch.stack(read)
+        if out.dim() == 2:
+            check_probabilities(out, self.shown)
+        return out
 
-    def _label(self, value: Any) -> int:
+    def _label(self, value: Any) -> Tensor:
         if isinstance(value, str) and value in self.names:
-            return self.names[value]
+            return torch.tensor(self.names[value])
         if isinstance(value, bool) or not isinstance(value, int):
             raise UsageError(
-                f"{self.shown} gave the label {value!r}; it must be a class name or a whole number"
+                f"{self.shown} gave the label {_start(repr(value))}; it must be a class name "
+                "or a whole number"
             )
-        if not 0 <= value < (self.classes or value + 1):
+        if not 0 <= value < (self.classes or 2**31):
             raise UsageError(
                 f"{self.shown} gave the label {value}, and there are {self.classes} classes"
             )
-        return value
+        if self.names.get(str(value), value) != value:
+            raise UsageError(
+                f"{self.shown} gave the label {value}, which may be the class '{value}' or that of "
+                f"number {value}, '{list(self.names)[value]}'; let it give class names, as texts"
+            )
+        return torch.tensor(value)
 
-    def _probabilities(self, value: Any) -> Tensor:
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+    def _probabilities(self, value: list[Any]) -> Tensor:
+        if value and isinstance(value[0], dict):
             return self._likeliest(value)
         try:
             p = torch.tensor(value, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError):
-            raise UsageError(f"{self.shown} gave {str(value)[:60]!r} for probabilities") from None
+            raise UsageError(f"{self.shown} gave {_start(repr(value))} for probabilities") from None
         if p.dim() != 1 or (self.classes and len(p) != self.classes):
             raise UsageError(
                 f"{self.shown} gave probabilities of shape {tuple(p.shape)}, and there are "
@@ -197,15 +229,19 @@ class Client:
         """All probabilities from some; what is left of 1 is shared by the other classes alike."""
         if not self.classes:
             raise UsageError(f"{self.shown} names likely classes; say how many classes there are")
-        p = torch.full((self.classes,), float("nan"))
+        given: dict[int, float] = {}
         for each in value:
-            if not isinstance(each, dict) or not {"label", "score"} <= set(each):
-                raise UsageError(f"{self.shown} gave {str(each)[:60]!r}; write label and score")
-            p[self._label(each["label"])] = float(each["score"])
-        others = p.isnan()
-        rest = max(0.0, 1.0 - float(p[~others].sum()))
-        p[others] = rest / max(1, int(others.sum()))
-        return p if bool(others.any()) else p / p.sum()
+            try:
+                label, score = each["label"], float(each["score"])
+            except (TypeError, ValueError, LookupError):
+                raise UsageError(
+                    f"{self.shown} gave {_start(repr(each))}; write label and score, a number"
+                ) from None
+            given[int(self._label(label))] = score
+        if len(given) < len(value):
+            raise UsageError(f"{self.shown} named a class twice: {_start(repr(value))}")
+        rest = max(0.0, 1.0 - sum(given.values())) / max(1, self.classes - len(given))
+        return torch.tensor([given.get(label, rest) for label in range(self.classes)])
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -213,53 +249,6 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
-
-
-class _Store:
-    """Answers by request, in one file that only its owner may read."""
-
-    def __init__(self, folder: Path, url: str) -> None:
-        digest = hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
-        self.path = folder / f"{digest}.sqlite"
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._do("CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, answer TEXT)")
-        except OSError as error:
-            raise UsageError(
-                f"answers cannot be kept in {self.path} ({error.strerror}); name another place in "
-                "LIMBECK_CACHE"
-            ) from None
-
-    def _do(self, words: str, rows: Sequence[tuple[Any, ...]] = ((),)) -> list[tuple[Any, ...]]:
-        """Carry out and commit, by a connection of its own: processes and forks share the file."""
-        try:
-            with closing(sqlite3.connect(self.path, timeout=60)) as link, link:
-                return [found for row in rows for found in link.execute(words, row).fetchall()]
-        except sqlite3.Error as error:
-            raise UsageError(
-                f"the answers in {self.path} cannot be read or written ({error}); remove the file "
-                "if it is damaged, or make room"
-            ) from None
-
-    def read(self, requests: Sequence[str]) -> dict[str, Any]:
-        """The answers that are there, by request."""
-        digests = {_digest(r): r for r in requests}
-        found = self._do(
-            "SELECT request, answer FROM answers WHERE request = ?", [(d,) for d in digests]
-        )
-        return {digests[d]: json.loads(answer) for d, answer in found}
-
-    def write(self, answers: dict[str, Any]) -> None:
-        """Keep answers; they are on the disk when this returns."""
-        self._do(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?)",
-            [(_digest(r), json.dumps(a)) for r, a in answers.items()],
-        )
-
-
-def _digest(request: str) -> bytes:
-    return hashlib.blake2b(request.encode(), digest_size=16).digest()
 
 
 def _plain(x: Any) -> list[Any]:
@@ -272,9 +261,33 @@ def _plain(x: Any) -> list[Any]:
     return [row.tolist() if isinstance(row, Tensor) else row for row in x]
 
 
-def _start(told: bytes) -> str:
-    text = " ".join(told.decode("utf-8", "replace").split())
-    return text[:120] or "nothing"
+def _form(shape: Sequence[int]) -> str:
+    return f"{shape[0]} probabilities" if shape else "a label"
+
+
+def _key() -> str:
+    """The token that is sent; "" for none."""
+    key = os.environ.get(KEY, "")
+    if not re.fullmatch("[!-~]*", key):
+        raise UsageError(
+            f"the variable {KEY} holds a blank, a line's end or a letter beyond ASCII, which "
+            "no token has; set it anew"
+        )
+    return key
+
+
+def _body(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(4000).decode("utf-8", "replace") or "nothing"
+    except _BROKEN:
+        return "nothing that can be read"
+
+
+def _start(told: str) -> str:
+    """The beginning of what a server said, in one line and without the token."""
+    key = _key()
+    text = " ".join((told.replace(key, "***") if key else told).split())
+    return text if len(text) <= 160 else f"{text[:160]}..."
 
 
 def _asked_to_wait(header: str | None, usual: float) -> float:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from limbeck.core.arrays import as_tensors
 from limbeck.core.data import Epochs, Table, reader_of
 from limbeck.core.rng import globals_kept, seed_globals
+from limbeck.core.score import Score, accuracy
 from limbeck.core.teacher import Teacher
 from limbeck.core.teachers import Frozen, Nobody
 from limbeck.errors import Missing, UsageError, nearest
@@ -20,26 +22,6 @@ Schedule = Literal["constant", "cosine", "linear", "step"]
 SCHEDULES = ("constant", "cosine", "linear", "step")
 OPTIMISERS = ("adamw", "adam", "sgd", "rmsprop")
 PRECISIONS = ("fp32", "bf16", "fp16")
-
-
-@dataclass(frozen=True)
-class Score:
-    """A number for a model on a data set: `of(logits (N, C), y (N,))`, its name and direction."""
-
-    name: str
-    higher: bool
-    of: Callable[[Tensor, Tensor], float]
-
-    def better(self, a: float, b: float | None) -> bool:
-        """Whether a beats b (anything beats None)."""
-        return b is None or (a > b if self.higher else a < b)
-
-
-def _accuracy(logits: Tensor, y: Tensor) -> float:
-    return float((logits.argmax(-1) == y).double().mean())
-
-
-accuracy = Score("accuracy", True, _accuracy)
 
 
 @dataclass(frozen=True)
@@ -150,6 +132,7 @@ class Task:
         student: a module (copied, never changed) or a factory without arguments (called with
             seeded generators).
         train, valid, test: tensors (x, y), a Dataset of tuples or dicts, or a DataLoader over one.
+            Arrays of numpy become tensors, their floats float32.
             The score is reported on `test`, without one on `valid`; nothing is selected on `test`.
         score: what is reported.
         budget: holds for each fit.
@@ -160,6 +143,8 @@ class Task:
         name: for the names of folders.
         notes: sentences on how the task was made (a split, a guess), to be said before it runs.
         about: plain facts for whoever uses the student later: what its inputs are, class names.
+        split: {"train": [...], ...}: which of the given samples each set holds, where limbeck cut
+            them: numbers from 0 on, or paths. A run writes it as split.json.
     """
 
     teacher: Any
@@ -176,10 +161,13 @@ class Task:
     name: str = "task"
     notes: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    split: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for side in ("teacher", "student"):
             reader_of(self.readers, side)
+        for name in ("train", "valid", "test"):
+            setattr(self, name, as_tensors(getattr(self, name), name))
         for name, paths in self.taps.items():
             if not (isinstance(paths, tuple | list) and len(paths) == 2):
                 raise UsageError(
@@ -245,6 +233,15 @@ def as_teacher(given: Any) -> Teacher:
         return Nobody()
     if isinstance(given, Teacher):
         return given
+    if isinstance(given, type):
+        name = given.__name__
+        more = (
+            f"give an instance of it, {name}(...)"
+            if issubclass(given, Teacher)
+            else f"give a trained module, or limbeck.Untrained({name}) for one that is trained "
+            "first"
+        )
+        raise UsageError(f"the teacher is the class {name}, not a model; {more}")
     if callable(given) and not isinstance(given, nn.Module):
         given = given()
         return as_teacher(given)

@@ -15,6 +15,7 @@ from limbeck.core.data import Batch
 from limbeck.core.files import digest_tensors
 from limbeck.core.method import Clock
 from limbeck.core.teacher import Setting, Teacher
+from limbeck.core.text.kept import Packed
 from limbeck.core.views import Fixed, Look, Side
 from limbeck.errors import UsageError
 
@@ -105,7 +106,10 @@ class Cached(Teacher):
 
         def rows() -> Mapping[str, Any]:
             found = self._cache.rows(batch.index.cpu(), epoch=self._epoch_of(batch))
-            return {k: v.to(self._device) for k, v in found.items()}
+            entries: dict[str, Any] = {k: v.to(self._device) for k, v in found.items()}
+            if "keep" in self._cache.made:  # a signal, of which a few entries are kept
+                entries["signal"] = Packed(entries.pop("packed"), self._cache.made["keep"])
+            return entries
 
         return Fixed(
             "teacher",
@@ -180,7 +184,7 @@ class BlackBox(Teacher):
             value = torch.as_tensor(value, device=self._setting.device)
             if self.gives == "labels":
                 return {"labels": value}
-            _check_probabilities(value)
+            check_probabilities(value)
             tiny = torch.finfo(torch.float32).tiny
             return {
                 "probabilities": value,
@@ -201,16 +205,21 @@ class BlackBox(Teacher):
         return True
 
 
-def _check_probabilities(p: Tensor) -> None:
+def check_probabilities(p: Tensor, who: str = "the black-box teacher") -> None:
+    """Refuse what are no probabilities (B, C): finite, at least 0, of sum 1 up to rounding.
+
+    Raises:
+        UsageError: they are none; the sentence is about `who`.
+    """
     if p.dim() != 2 or not p.is_floating_point():
         raise UsageError(
-            f"the black-box teacher gave {p.dtype} of shape {tuple(p.shape)} for probabilities; it "
-            "must give (B, C) floats"
+            f"{who} gave {p.dtype} of shape {tuple(p.shape)} for probabilities; it must give "
+            "(B, C) floats"
         )
     sums = p.sum(-1)
     if not bool((p >= 0).all()) or not bool((sums - 1).abs().max() < 0.01):
         worst = float(sums[(sums - 1).abs().argmax()])
         raise UsageError(
-            f"the black-box teacher's probabilities sum to {worst:.3g} for a sample (the smallest "
-            f"is {float(p.min()):.3g}); they must be at least 0 and sum to 1, as after a softmax"
+            f"{who} gave probabilities that sum to {worst:.3g} for a sample (the smallest is "
+            f"{float(p.min()):.3g}); they must be at least 0 and sum to 1, as after a softmax"
         )

@@ -39,7 +39,7 @@ class Pass:
 def entries(output: Any) -> dict[str, Any]:
     """The named entries of a model's output; none where it is of another kind."""
     try:
-        return entries_of(output)
+        return dict(entries_of(output))
     except UsageError:
         return {}
 

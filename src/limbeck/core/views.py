@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,13 +16,33 @@ from limbeck.errors import Missing, UsageError
 Entries = Mapping[str, Any]
 
 
-def entries_of(output: Any) -> dict[str, Any]:
+class Lazy(Entries):
+    """Entries that are made when they are asked for, once."""
+
+    def __init__(self, **makers: Callable[[], Any]) -> None:
+        self._makers, self._made = makers, dict[str, Any]()
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def entries_of(output: Any) -> Entries:
     """Named entries of a model's output.
 
     A tensor is `logits`; dicts keep their names; of a tuple the first is `logits`.
     """
     if isinstance(output, Tensor):
         return {"logits": output}
+    if isinstance(output, Lazy):
+        return output
     if isinstance(output, Mapping):
         return {k: v for k, v in output.items() if v is not None}
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
@@ -38,6 +58,17 @@ def call_model(model: Callable[..., Any], x: Any) -> Any:
     if isinstance(x, Mapping):
         return model(**x)
     return model(*x) if isinstance(x, tuple) else model(x)
+
+
+def shown(model: Callable[..., Any], x: Any, reader: Any = None) -> Any:
+    """What a model shows of itself on raw inputs: its output, or entries that its reader makes.
+
+    A reader maps raw inputs to the model's; one with a `view(model, inputs)` also says how the
+    model is looked at.
+    """
+    inputs = x if reader is None else reader(x)
+    view = getattr(reader, "view", None)
+    return call_model(model, inputs) if view is None else view(model, inputs)
 
 
 class Look:
@@ -67,11 +98,15 @@ class Look:
     def pass_(self, batch: Batch, whole: bool) -> tuple[Any, dict[str, tuple[Tensor, int]]]:
         """One forward pass; it may stop after the last tap that the plan knows."""
         x = batch.columns["x"]
-        if self.reader is not None:
-            x = self.reader(x)
         only = None if whole or not self.early else self._plan
+        with self.within():
+            return self.taps.run(lambda: shown(self.model, x, self.reader), only)
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """Where entries are made: with or without gradient, in the run's precision."""
         with torch.set_grad_enabled(self.grad and torch.is_grad_enabled()), self.autocast():
-            return self.taps.run(lambda: call_model(self.model, x), only)
+            yield
 
     def ask(self, name: str) -> None:
         """Note an ask, for the plan and for the declared needs."""
@@ -144,7 +179,10 @@ class Side:
         taps, seen = self._look.taps, self._seen or {}
         if name in taps.paths:
             return taps.entry(name, seen)
-        return entries_of(self._output).get(name) if self._output is not None else None
+        if self._output is None:
+            return None
+        with self._look.within():
+            return entries_of(self._output).get(name)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._look.taps.paths]

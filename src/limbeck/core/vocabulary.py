@@ -82,6 +82,7 @@ GIVES: dict[str, str] = {
 
 ENTRIES: dict[str, str] = {
     "logits": "outputs before softmax, (B, C) or (B, T, V)",
+    "signal": "the distribution over the next token at each place, whole or in part, (B, T)",
     "mid": "a feature from the middle of the model",
     "feature": "the last feature map or vector before pooling",
     "embedding": "the vector before the head, (B, D)",

@@ -73,7 +73,9 @@ def curves(
         out.append(f'<line class="rule" x1="{_LEFT}" x2="{_WIDE - _RIGHT}" {at}/>')
         out.append(label(f"{_LEFT - 6}", up_at(y) + 4, short(y), "soft", "end"))
     for x in ticks(left, right, 5):
-        out.append(label(f"{across_at(x):.1f}", foot + 17, short(x), "soft", "middle"))
+        at_end = across_at(x) + width(short(x)) / 2 > _WIDE
+        place = f"{_WIDE if at_end else across_at(x):.1f}"
+        out.append(label(place, foot + 17, short(x), "soft", "end" if at_end else "middle"))
     out.append(label(f"{_WIDE - _RIGHT}", foot + 33, across, "soft", "end"))
     out += _stages([(name, across_at(end)) for name, end in parts], across_at(left), foot)
     for line in lines:

@@ -13,9 +13,9 @@ from limbeck.report.logs import Metrics, lines_of, read_metrics
 from limbeck.report.page import Html, code, facts, figure, lead, note, page, section, table
 from limbeck.report.plots import pictures
 from limbeck.report.strips import Strip, strips
-from limbeck.report.words import percent, points, spread
+from limbeck.report.words import percent, points, spread, wins
 
-__all__ = ["demo_page", "rows_of"]
+__all__ = ["crowds_of", "demo_page", "rows_of"]
 
 
 def demo_page(folder: Path) -> Html:
@@ -40,11 +40,6 @@ def demo_page(folder: Path) -> Html:
 
 
 # -- words -----------------------------------------------------------------------------------------
-
-
-def verdict(gain: Mapping[str, Any]) -> str:
-    """In how many seeds a student was better than from scratch: "3 of 3"."""
-    return f"{sum(each > 0 for each in gain['each'])} of {len(gain['each'])}"
 
 
 def _gain(told: Mapping[str, Any], name: str) -> float:
@@ -77,10 +72,11 @@ def _story(told: Mapping[str, Any]) -> Iterable[str]:
         if same
         else f"after {best['steps'] / scratch['steps']:.2g} times the steps"
     )
+    by = f"{name}, with {best['teacher']['name']}" if "teacher" in best else name
     yield (
-        f"Taught by {name}, it reaches {percent(best['accuracy']['mean'])}, "
+        f"Taught by {by}, it reaches {percent(best['accuracy']['mean'])}, "
         f"{100 * _gain(told, name):.1f} points more, {cost}: better in "
-        f"{verdict(best['gain'])} seeds."
+        f"{wins(best['gain']['each'], 'seeds')}."
     )
 
 
@@ -130,9 +126,18 @@ def rows_of(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
         steps = f"{arm['steps']:,}" if "steps" in arm else ""
         rows.append((name, spread(arm["accuracy"]), "", "", steps, *_cost(arm)))
     for name, arm in told["students"].items():
-        won = points(arm["gain"]), verdict(arm["gain"])
+        won = points(arm["gain"]), wins(arm["gain"]["each"])
         rows.append((name, spread(arm["accuracy"]), *won, f"{arm['steps']:,}", *_cost(arm)))
     return rows
+
+
+def crowds_of(told: Mapping[str, Any]) -> list[str]:
+    """A sentence on each method that had several teachers."""
+    return [
+        f"{name} had {arm['teacher']['name']}: {spread(arm['teacher']['accuracy'])} together."
+        for name, arm in told["students"].items()
+        if "teacher" in arm
+    ]
 
 
 def _cost(arm: Mapping[str, Any]) -> tuple[str, str]:
@@ -147,7 +152,8 @@ def _numbers(told: Mapping[str, Any]) -> Html:
     )
     about = [
         "Steps: of all that a method trains, helpers too. One sample: the median time for a batch "
-        "of one on one thread, here."
+        "of one on one thread, here.",
+        *crowds_of(told),
     ]
     if len(told["seeds"]) < 12:
         about.append("So few seeds give an impression, no proof.")
@@ -198,6 +204,8 @@ def _taught(told: Mapping[str, Any]) -> Html:
             filter(None, [str(arm["year"]), arm["arxiv"] and f"arXiv {arm['arxiv']}"])
         )
         methods[name] = f"{arm['title']} ({source}); {fields}"
+        if "teacher" in arm:
+            methods[name] += f"; {arm['teacher']['name']}"
     honest = note(told["tuning"]) if told.get("tuning") else Html("")
     return section("What was taught to whom", facts(about), facts(methods), honest)
 

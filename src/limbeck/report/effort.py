@@ -10,7 +10,7 @@ from typing import Any
 from limbeck.errors import UsageError
 from limbeck.report.curves import Line, curves, key
 from limbeck.report.logs import Metrics, lines_of, read_metrics
-from limbeck.report.page import Html, code, facts, figure, note, section, table
+from limbeck.report.page import Html, code, facts, figure, note, section, table, text
 from limbeck.report.plots import short
 from limbeck.report.reading import Told
 from limbeck.report.words import bytes_of, ratio
@@ -74,7 +74,10 @@ def learning(told: Told) -> Html:
             drawn += _picture(words, parts, colours)
     if not drawn:
         return Html("")
-    about = ["Each term of what is minimised, with its weight, over the steps of training."]
+    about = [
+        "Each term of what is minimised, with its weight, over the steps of training; beside its "
+        "name the last value."
+    ]
     if any("gradient norms" in each for each in drawn):
         about.append(
             "Gradient norms are of each weighted term, taken in the student's weights a few times "
@@ -99,10 +102,28 @@ def _picture(name: str, logs: Sequence[Metrics], colours: dict[str, int]) -> lis
     lines = [replace(x, colour=colours.setdefault(x.name, len(colours))) for x in lines]
     if not lines:
         return []
+    if all(len(piece) < 2 for line in lines for piece in line.pieces):
+        return [Html(f"<figure>\n<h3>{text(name)}</h3>\n{facts(_spoken(lines, parts))}\n</figure>")]
     ends = ", ".join(f"{line.name} ends at {line.last:.3g}" for line in lines)
     picture = curves(lines, title=f"{name} over steps", desc=ends, parts=parts)
-    stages = f"Stages: {', '.join(stage for stage, _ in parts)}." if len(parts) > 1 else ""
+    stages = ", ".join(stage for stage, _ in parts)
+    stages = f"Stages from left to right: {stages}." if len(parts) > 1 else ""
     return [figure(picture, stages, title=name, key=key(_named(lines)))]
+
+
+def _spoken(lines: Sequence[Line], parts: Sequence[tuple[str, float]]) -> dict[str, str]:
+    """What was looked at once only, which is no curve: for each stage, step and numbers."""
+    told: dict[str, list[str]] = {}
+    begin = 0.0
+    for stage, end in parts:
+        for line in lines:
+            for ((x, middle, *_),) in line.pieces:
+                if begin <= x < end:
+                    when = f"step {x - begin:,.0f}"
+                    when = f"{stage}, {when}" if len(parts) > 1 else when
+                    told.setdefault(when, []).append(f"{line.name} {middle:.3g}")
+        begin = end
+    return {when: ", ".join(numbers) for when, numbers in told.items()}
 
 
 def _named(lines: Sequence[Line]) -> list[Line]:

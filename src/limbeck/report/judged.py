@@ -193,13 +193,21 @@ def apart(told: Told) -> Html:
     about.append("Shown first: where the teacher is right, and both are surest of themselves.")
     if told.many:
         about.append(f"All are of {told.first.folder.name}.")
-    cards = "\n".join(_card(each, names) for each in found)
+    shown = max(len(each["x"].get("values") or ()) for each in found)
+    columns = told.columns()
+    if 0 < shown < columns:
+        about.append(f"Of a sample the first {shown} of {columns:,} columns are shown.")
+    where = told.first.at("set") or "test"
+    cards = "\n".join(_card(each, names, f"{where} sample {each['index']}") for each in found)
+    wide = " wide" if shown else ""
     return section(
-        "Where student and teacher part", note(*about), Html(f'<ul class="cards">\n{cards}\n</ul>')
+        "Where student and teacher part",
+        note(*about),
+        Html(f'<ul class="cards{wide}">\n{cards}\n</ul>'),
     )
 
 
-def _card(each: dict[str, Any], names: Sequence[str]) -> str:
+def _card(each: dict[str, Any], names: Sequence[str], sample: str) -> str:
     def called(i: Any) -> str:
         return names[i] if isinstance(i, int) and 0 <= i < len(names) else str(i)
 
@@ -217,17 +225,22 @@ def _card(each: dict[str, Any], names: Sequence[str]) -> str:
         )
         lines.append(f"<dt>{side}</dt><dd>{mark} {text(called(pick))} <span>{sure}</span></dd>")
     truth = "" if each["y"] is None else f"<dt>label</dt><dd>{text(called(each['y']))}</dd>"
-    shown = _sample(each["x"], f"sample {each['index']}")
-    return f"<li>{shown}<dl>{truth}{''.join(lines)}</dl></li>"
+    picture, values = _sample(each["x"], sample)
+    return f"<li>{picture}<p>{text(sample)}</p><dl>{truth}{''.join(lines)}</dl>{values}</li>"
 
 
-def _sample(x: dict[str, Any], describe: str) -> str:
+def _sample(x: dict[str, Any], describe: str) -> tuple[str, str]:
+    """What stands above the answers to a sample, and what below."""
     if x.get("kind") == "picture":
         pixels = x["pixels"]
         colour = isinstance(pixels[0][0], list)
         lines = [bytes(v for p in row for v in p) if colour else bytes(row) for row in pixels]
         crisp = ' class="crisp"' if max(len(pixels), len(pixels[0])) < 48 else ""
-        return f'<img{crisp} alt="{text(describe)}" src="{png(lines, 2 if colour else 0)}">'
+        source = png(lines, 2 if colour else 0)
+        return f'<img{crisp} alt="{text(describe)}" src="{source}">', ""
     names, values = x.get("names") or [], x.get("values") or []
-    pairs = (f"{names[i]} {v:.4g}" if names else f"{v:.4g}" for i, v in enumerate(values))
-    return f'<p class="sample"><b>{text(describe)}</b> {text(", ".join(pairs))}</p>'
+    if not names:
+        return "", f"<p>{text(', '.join(f'{v:.4g}' for v in values))}</p>"
+    pairs = zip(names, values, strict=False)
+    rows = (f"<dt>{text(name)}</dt><dd>{v:.4g}</dd>" for name, v in pairs)
+    return "", f'<dl class="values">{"".join(rows)}</dl>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,14 @@ class Told:
     def names(self) -> list[str]:
         """The classes' names."""
         return [str(name) for name in self.first.at("classes") or ()]
+
+    def columns(self) -> int:
+        """How many numbers a sample of a table or of rows has; 0 where that is not known."""
+        about = self.first.run.get("about")
+        inputs = about.get("inputs") if isinstance(about, Mapping) else None
+        if not isinstance(inputs, Mapping):
+            return 0
+        return len(inputs.get("columns") or ()) or math.prod(inputs.get("shape") or (0,))
 
     def asked(self, name: str) -> str | None:
         """What the command line that began the run gave for a flag, if it was a text.

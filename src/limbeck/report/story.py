@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 
 from limbeck.report.reading import Told
+from limbeck.report.words import wins
 
 __all__ = ["caution", "source", "story", "title"]
 
@@ -79,15 +80,15 @@ def _verdict(told: Told, student: list[float]) -> Iterator[str]:
     gains = measure.gain(student, alone)
     gain = statistics.fmean(gains)
     begin = f"Trained on the labels alone, the same student reaches {measure.told(alone)}"
-    better = f"{sum(g > 0 for g in gains)} of {len(gains)}"
-    if gain <= 0:
-        how = f"{measure.size(gain)} less" if gain < 0 else "just as much"
-        more = f", and it was better in {better} seeds" if told.many else ""
-        what = f"the teaching did not help here: it gave {how}"
-        yield f"{begin}: {what}{more}." if gain else f"{begin}, so the teaching changed nothing."
-        return
-    seeds = f", with the student better in {better} seeds" if told.many else ""
-    yield f"{begin}, so the teaching is worth {measure.size(gain)}{_gap(told, gain)}{seeds}."
+    seeds = f", with the student better in {wins(gains, 'seeds')}" if told.many else ""
+    if abs(gain) < 1e-9:
+        yield f"{begin}: by this score the teaching changed nothing{seeds}."
+    elif gain < 0:
+        less = f"it gave {measure.size(gain)} less"
+        yield f"{begin}: the teaching did not help here, {less}{seeds}."
+    else:
+        worth = f"{measure.size(gain)}{_gap(told, gain)}"
+        yield f"{begin}, so the teaching is worth {worth}{seeds}."
 
 
 def _gap(told: Told, gain: float) -> str:
@@ -111,9 +112,10 @@ def caution(told: Told) -> list[str]:
     out = []
     count, measure = told.first.at("samples"), told.measure
     if alone and count and measure.name == "accuracy":
-        more = statistics.fmean(measure.gain(student, alone)) * count
-        size = f"{abs(more):.0f}" if abs(more) >= 1 else f"{abs(more):.2g}"
-        out.append(f"The difference is {size} of {count:,} samples.")
+        more = abs(statistics.fmean(measure.gain(student, alone))) * count
+        if more > 1e-6:  # of none the verdict has spoken
+            size = f"{more:.0f}" if more >= 1 else f"{more:.2g}"
+            out.append(f"The difference is {size} of {count:,} samples.")
     few = "One seed gives" if len(student) == 1 else f"{len(student)} seeds give"
     out.append(f"{few} an impression, no proof; --seeds 12 shows how much is chance.")
     return out

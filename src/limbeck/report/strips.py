@@ -45,7 +45,8 @@ def strips(
         desc: the numbers, for who cannot see it.
         percent: whether the values are fractions to be shown in percent.
     """
-    everything = [*(v for row in rows for v in row.values), *marks.values()]
+    everything = [*(v for row in rows for v in (*row.values, *_band(row, percent)))]
+    everything += marks.values()
     low, high = min(everything), max(everything)
     pad = 0.04 * (high - low) or 0.01
     low, high = low - pad, high + pad
@@ -54,15 +55,16 @@ def strips(
         return f"{100 * (value - low) / (high - low):.2f}%"
 
     def told(value: float) -> str:
-        return f"{100 * value:.1f} %".replace(".0 ", " ") if percent else short(value)
+        return f"{100 * value:.1f} %" if percent else short(value)
 
     height = _TOP + _ROW * len(rows) + _BOTTOM
     foot = height - _BOTTOM
     out = []
-    for value in ticks(low, high, 5):
+    values = ticks(low, min(high, 1.0) if percent else high, 5)
+    for value in values:
         share = (value - low) / (high - low)
         side = "start" if share < 0.04 else "end" if share > 0.96 else "middle"
-        out.append(label(at(value), foot + 18, told(value), "soft", side))
+        out.append(label(at(value), foot + 18, told(value).replace(".0 ", " "), "soft", side))
     tops = list(
         _tops({f"{name} {told(v)}": 100 * (v - low) / (high - low) for name, v in marks.items()})
     )
@@ -75,10 +77,10 @@ def strips(
         top = _TOP + _ROW * i
         # Lines end where a row's words begin, which they would cross.
         span = f'y1="{top + _WORDS}" y2="{top + _ROW}"'
-        for value in ticks(low, high, 5):
+        for value in values:
             out.append(f'<line class="rule" x1="{at(value)}" x2="{at(value)}" {span}/>')
         out += [f'<line class="mark" x1="{x:.2f}%" x2="{x:.2f}%" {span}/>' for x, *_ in tops]
-        out += _strip(row, top, at)
+        out += _strip(row, top, at, _band(row, percent))
     return svg(title, desc, f'width="100%" height="{height}"', out)
 
 
@@ -104,9 +106,18 @@ def _tops(marks: Mapping[str, float]) -> Iterator[tuple[float, float, str, str]]
         yield x, _LOWER if i == lower else 14, words, sides[i]
 
 
-def _strip(row: Strip, top: int, at: Callable[[float], str]) -> Iterator[str]:
+def _band(row: Strip, percent: bool) -> tuple[float, float]:
+    """One standard deviation to each side of the mean; of a fraction only what lies in [0, 1]."""
     mean = statistics.fmean(row.values)
     spread = statistics.stdev(row.values) if len(row.values) > 1 else 0.0
+    low, high = mean - spread, mean + spread
+    return (max(low, 0.0), min(high, 1.0)) if percent else (low, high)
+
+
+def _strip(
+    row: Strip, top: int, at: Callable[[float], str], band: tuple[float, float]
+) -> Iterator[str]:
+    mean = statistics.fmean(row.values)
     y = top + 38
     colour = "grey" if row.colour is None else f"c{row.colour % 6}"
     yield (
@@ -116,7 +127,7 @@ def _strip(row: Strip, top: int, at: Callable[[float], str]) -> Iterator[str]:
     yield f'<line class="rule" x1="0" x2="100%" y1="{y}" y2="{y}"/>'
     yield (
         f'<line class="{colour}" stroke="var(--c)" stroke-width="9" opacity=".28" '
-        f'x1="{at(mean - spread)}" x2="{at(mean + spread)}" y1="{y}" y2="{y}"/>'
+        f'x1="{at(band[0])}" x2="{at(band[1])}" y1="{y}" y2="{y}"/>'
     )
     yield (
         f'<line class="{colour}" stroke="var(--c)" stroke-width="2.5" '

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Measure", "bytes_of", "number", "percent", "points", "ratio", "spread"]
+__all__ = ["Measure", "bytes_of", "number", "percent", "points", "ratio", "spread", "wins"]
 
 
 def percent(value: float) -> str:
@@ -22,8 +22,24 @@ def spread(value: Mapping[str, float]) -> str:
 
 
 def points(gain: Mapping[str, float]) -> str:
-    """A difference of fractions in percentage points: "+2.1 ± 0.5"."""
-    return f"{100 * gain['mean']:+.1f} ± {100 * gain['sd']:.1f}"
+    """A difference of fractions in percentage points: "+2.1 ± 0.5"; "+2.1" of one seed."""
+    mean = f"{100 * gain['mean']:+.1f}"
+    return f"{mean} ± {100 * gain['sd']:.1f}" if gain["sd"] else mean
+
+
+def wins(gains: Sequence[float], name: str = "") -> str:
+    """How often a difference is above 0, and how often there is none.
+
+    Args:
+        gains: the differences, one for each seed.
+        name: of what they are counted by; "3 of 8, 1 the same" without, with "seeds" the end of a
+            sentence, "3 of 8 seeds, the same in 1".
+    """
+    better, same = sum(g > 0 for g in gains), sum(g == 0 for g in gains)
+    told = f"{better} of {len(gains)}{f' {name}' if name else ''}"
+    if not same:
+        return told
+    return f"{told}, the same in {same}" if name else f"{told}, {same} the same"
 
 
 def number(values: Sequence[float], form: str = ".3g") -> str:

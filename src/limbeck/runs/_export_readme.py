@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from typing import Any
 
+from limbeck.core.sources.own import file_of
 from limbeck.runs._export_student import Form, Student
 
 _NEEDS = {
@@ -62,10 +64,11 @@ def student({params}):
         return model({call})[{gives}]
 """,
     "class": """\
-from safetensors.torch import load_file, load_model
+import json
+import torch
+from safetensors.torch import load_model
 
-for name, tensor in load_file("model.safetensors").items():
-    print(name, tuple(tensor.shape))
+facts = json.load(open("student.json", encoding="utf-8"))
 
 def load(student):
     \"\"\"Give a module, built as it was for the run, the student's weights.\"\"\"
@@ -83,19 +86,20 @@ def readme(student: Student, form: Form, facts: dict[str, Any]) -> str:
 
         loader = transformers_class(student.model)
     names = list(student.samples)
+    call = _call(student)
     opening = _OPEN[form.how].format(
         params=", ".join(names),
-        call=", ".join(f"{n}={n}" for n in names) if student.keywords else ", ".join(names),
+        call=call,
         feed=", ".join(f'"{n}": {n}' for n in names),
         gives=repr(student.gives),
         loader=loader,
     )
-    using = "" if form.how == "class" else f"\n{_use(student, form, facts)}"
+    using = _of_class(student, form, facts) if form.how == "class" else _use(student, form, facts)
     parts = [
         f"A student, as {form.main}; made with limbeck {facts['limbeck']}, without which it works.",
         _told(student, form, facts),
         f"Run this in this folder; it needs {_NEEDS[form.how]}:",
-        textwrap.indent(f"{opening}{using}".rstrip(), "    "),
+        textwrap.indent(f"{opening}\n{using}".rstrip(), "    "),
         _warning(student, form),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -135,8 +139,10 @@ def _use(student: Student, form: Form, facts: dict[str, Any]) -> str:
     lines = made
     if len(made) == 1 and facts["takes"][0]["dtype"] == "float32":
         lines = _scaled(made[0], facts["takes"][0], inputs, onnx)
+    plain = ", ".join(student.samples)
     answer = student.gives if student.gives.isidentifier() else "output"
-    lines.append(f"{answer} = student({', '.join(student.samples)})")
+    asked = f"{_call(student)}){student.picks}" if form.how == "class" else f"{plain})"
+    lines.append(f"{answer} = student({asked}")
     names = facts["names"]
     if names and _classes(facts) == len(names):
         lines.append(f'print([facts["names"][i] for i in {answer}.argmax(-1)])')
@@ -145,6 +151,39 @@ def _use(student: Student, form: Form, facts: dict[str, Any]) -> str:
     else:
         lines.append(f"print({answer}.shape)")
     return "\n".join(lines)
+
+
+def _call(student: Student) -> str:
+    """How the student's own module is called."""
+    names = list(student.samples)
+    return ", ".join(f"{n}={n}" for n in names) if student.keywords else ", ".join(names)
+
+
+def _of_class(student: Student, form: Form, facts: dict[str, Any]) -> str:
+    """The lines that use a module of the student's class, and make one where it is known how."""
+    kind, file = type(student.model), file_of(type(student.model))
+    use = f"def use(student):\n{textwrap.indent(_use(student, form, facts), '    ')}\n"
+    made = _made_again(student, facts) if file is not None and file.stem.isidentifier() else None
+    if file is None or made is None:
+        name = kind.__name__ if kind.__name__.isidentifier() else "Student"
+        return f"{use}\n# use(load({name}(...)))  # with the class, and built as it was for the run"
+    line = f"from {file.stem} import {kind.__name__}  # copy {file.name} into this folder"
+    return f"{use}\n{line}\n\nuse(load({made}))"
+
+
+def _made_again(student: Student, facts: dict[str, Any]) -> str | None:
+    """The call by which the student's class gives a module that its weights make the student."""
+    kind = type(student.model)
+    try:
+        takes = "classes" in inspect.signature(kind).parameters
+        given = {"classes": _classes(facts)} if takes else {}
+        fresh = kind(**given)
+        fresh.load_state_dict(student.model.state_dict())
+        same = student.compare(student.ask(fresh.eval())).holds
+    except Exception:  # whatever a class raises that is not made so
+        return None
+    told = ", ".join(f"{k}={v}" for k, v in given.items())
+    return f"{kind.__name__}({told})" if same and kind.__qualname__.isidentifier() else None
 
 
 def _classes(facts: dict[str, Any]) -> int:
@@ -194,9 +233,11 @@ def _warning(student: Student, form: Form) -> str:
             "of one."
         )
     if form.how == "class":
-        kind = type(student.model)
+        kind, file = type(student.model), file_of(type(student.model))
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        name = name if file is None else f"{file.name}:{kind.__qualname__}"
         return (
-            f"The student is a {kind.__module__}.{kind.__qualname__}, which is not in the file. "
+            f"The student is a {name}, which is not in the file. "
             "Exported to pt2 or onnx, a student needs no class."
         )
     return ""

@@ -68,6 +68,9 @@ class Student:
         model: left as it is.
         samples: a tensor (N, ...), or a tuple or dict of such: positions or keywords of `forward`.
 
+    Attributes:
+        gives: the name of the output that counts; `picks`, how Python takes it from all, as "[0]".
+
     Raises:
         UsageError: they are something else, or the model cannot answer them.
     """
@@ -81,7 +84,8 @@ class Student:
         self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
         try:
             with torch.no_grad():
-                entries = entries_of(self._raw(self.model, self.batch(2)))
+                raw = self._raw(self.model, self.batch(2))
+                entries = entries_of(raw)
         except UsageError:
             raise
         except Exception as error:
@@ -92,6 +96,8 @@ class Student:
         if not tensors:
             raise UsageError("the student gives no tensor, so there is nothing to export")
         self.gives = "logits" if "logits" in tensors else tensors[0]
+        self.picks = f"[{self.gives!r}]" if isinstance(raw, Mapping) else ""
+        self.picks = "[0]" if isinstance(raw, tuple | list) else self.picks
         self.shape = tuple(entries[self.gives].shape[1:])
         self.dtype = entries[self.gives].dtype
 

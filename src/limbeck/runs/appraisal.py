@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -16,10 +15,12 @@ from limbeck.core.evaluate import evaluating
 from limbeck.core.method import Clock
 from limbeck.core.task import Score, Task
 from limbeck.core.teacher import Setting, Teacher
-from limbeck.core.views import Side, call_model, entries_of
+from limbeck.core.views import Side, entries_of
+from limbeck.core.views import shown as seen
 from limbeck.errors import Missing, UsageError
+from limbeck.runs import text
 from limbeck.runs.costs import costs, latencies
-from limbeck.runs.measures import agreements, are_classes, of_classes, of_rows
+from limbeck.runs.measures import agreements, are_classes, finite, of_classes, of_rows
 from limbeck.runs.samples import shown
 
 __all__ = ["appraise"]
@@ -34,31 +35,39 @@ Answers = dict[str, Tensor]
 
 
 def appraise(
-    task: Task, student: nn.Module, baseline: nn.Module | None, device: torch.device
+    task: Task,
+    student: nn.Module,
+    baseline: nn.Module | None,
+    device: torch.device,
+    before: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Measure a student beside its teacher, and beside the same student taught by nobody.
 
-    Each side sees the judged set once, and at most 2000 training samples. What is not defined is
-    left out: without classes (real-valued labels, dense outputs) all but scores and costs.
+    Each side sees the judged set once, and at most 2000 training samples. Without classes
+    (real-valued labels, dense outputs) there are scores and costs only.
 
     Args:
         task: with its trained teacher.
         student: what the run delivers, on `device`.
         baseline: the student that learned from the labels alone, if there is one.
         device: the run's.
+        before: the student as it began, where it is a language model made of its teacher.
 
     Returns:
-        JSON without NaN: `set`, `samples`, `score_name`, `score_higher`, `sides` (for student,
-        teacher and baseline: `score`, `nll` and `entropy` in nats, `ece` and `reliability` over 15
+        JSON without NaN (of language models see `text.appraise`): `set`, `samples`, `score_name`,
+        `score_higher`, `sides` (for student, teacher and baseline: `score`, `nll` and `entropy` in nats, `ece` and `reliability` over 15
         equal bins of the largest probability, `confidence` (its mean), `per_class` and its count,
         `parameters`, `macs` of one sample, `bytes`, `latency_ms` of batches of 1 and 32);
         `agreement` with the teacher (`top1`, `kl` = mean KL(teacher || side) at tau 1); `train`
         (scores on training samples); `classes`; `apart` (samples to which student and teacher
-        answer differently).
+        answer differently); `silent`, why the teacher could not be asked.
     """
     table = Table(task.set(task.judged), task.judged)
     models = {"student": student} | ({} if baseline is None else {"baseline": baseline})
-    y, answers = _ask(task, models, table, len(table), device)
+    if task.score.each is not None:  # of places of a text, which are too many to keep
+        models |= {} if before is None else {"before": before}
+        return {key: finite(value) for key, value in text.appraise(task, models, device).items()}
+    y, answers, silent = _ask(task, models, table, len(table), device)
     told: dict[str, Any] = {
         "set": task.judged,
         "samples": len(table),
@@ -67,6 +76,8 @@ def appraise(
         "sides": {name: {} for name in models} | {name: {} for name in answers},
     }
     sides = told["sides"]
+    if "teacher" in silent:
+        told["silent"] = silent["teacher"]
     for name, z in answers.items():
         sides[name]["score"] = _score(task.score, z, y, answers.get("student"))
     mine = answers.get("student")
@@ -81,26 +92,23 @@ def appraise(
     _add_costs(task, models, sides, table, device)
     if (train := _train(task, models, device)) is not None:
         told["train"] = train
-    return {key: _plain(value) for key, value in told.items()}
-
-
-# -- asking ----------------------------------------------------------------------------------------
+    return {key: finite(value) for key, value in told.items()}
 
 
 def _ask(
     task: Task, models: Mapping[str, nn.Module], table: Table, most: int, device: torch.device
-) -> tuple[Tensor | None, Answers]:
-    """Labels and answers to the first `most` samples; who cannot answer is left out."""
+) -> tuple[Tensor | None, Answers, dict[str, str]]:
+    """Labels and answers to the first `most` samples, and why a side that gave none did not."""
+    silent: dict[str, str] = {}
     reader = reader_of(task.readers, "student")
 
     def of_model(model: nn.Module) -> Callable[[Batch], Tensor]:
         def ask(batch: Batch) -> Tensor:
             x = batch.columns["x"]
-            entries = entries_of(call_model(model, reader(x) if reader else x))
-            if "logits" not in entries:
+            logits = entries_of(seen(model, x, reader)).get("logits")
+            if logits is None:
                 raise Missing("the model gives no logits")
-            logits: Tensor = entries["logits"]
-            return logits
+            return torch.as_tensor(logits)
 
         return ask
 
@@ -120,10 +128,11 @@ def _ask(
             for name in list(got):
                 try:
                     got[name].append(_host(asks[name](batch)))
-                except UsageError:
+                except UsageError as error:
                     del got[name]
+                    silent[name] = str(error)
     y = torch.cat(labels) if labels else None
-    return y, {name: torch.cat(pieces) for name, pieces in got.items()}
+    return y, {name: torch.cat(pieces) for name, pieces in got.items()}, silent
 
 
 def _live(task: Task, table: Table, device: torch.device) -> Teacher | None:
@@ -205,9 +214,6 @@ def _apart(task: Task, table: Table, y: Tensor | None, answers: Answers) -> list
     ]
 
 
-# -- the rest --------------------------------------------------------------------------------------
-
-
 def _add_costs(
     task: Task,
     models: Mapping[str, nn.Module],
@@ -235,16 +241,7 @@ def _train(
         return None
     table = Table(task.train, "train")
     most = min(TRAIN, len(table))
-    y, answers = _ask(task, models, table, most, device)
+    y, answers, _ = _ask(task, models, table, most, device)
     like = answers.get("student")
     scores = {name: _score(task.score, z, y, like) for name, z in answers.items()}
     return None if y is None else {"samples": most, **scores}
-
-
-def _plain(value: Any) -> Any:
-    """The same with None for what is not finite."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

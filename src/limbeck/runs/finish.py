@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,11 @@ from torch import nn
 from limbeck.core import checkpoints, processes
 from limbeck.core.data import Table, reader_of
 from limbeck.core.evaluate import measure, score_teacher
-from limbeck.core.files import write_json
+from limbeck.core.files import write_atomic, write_json
 from limbeck.core.method import Result
 from limbeck.core.run import Run
 from limbeck.core.task import Task
-from limbeck.core.teachers import Cached, Frozen
+from limbeck.core.teachers import Cached, Frozen, Nobody
 from limbeck.report import run as page
 from limbeck.runs.appraisal import appraise
 
@@ -81,9 +82,18 @@ def _write(
     if isinstance(result.data, dict):
         checkpoints.save(folder / "data.safetensors", result.data)
     if result.model is not None and judged:
-        measured = appraise(task, result.model, baseline, run.device)
+        before = run.student(task) if "begins" in task.about else None
+        measured = appraise(task, result.model, baseline, run.device, before)
         write_json(folder / "appraisal.json", measured)
         if result.facts["teacher"] is None:  # no module, but one that answered
             result.facts["teacher"] = measured["sides"].get("teacher", {}).get("score")
+        if "silent" in measured and not isinstance(task.the_teacher(), Nobody | Cached):
+            run.progress.say(f"the teacher was not measured: {measured['silent']}")
+    client = getattr(task.the_teacher(), "ask", None)
+    if hasattr(client, "asked"):
+        result.facts["requests"] = client.asked
+    if task.split:
+        rows = json.dumps(dict(task.split), separators=(",", ":"))
+        write_atomic(folder / "split.json", rows.encode())
     write_json(folder / "result.json", result.facts)
     page.write(folder)

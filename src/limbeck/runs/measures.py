@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from limbeck.core.losses.divergences import kl
 
-__all__ = ["agreements", "are_classes", "of_classes", "of_rows"]
+__all__ = ["agreements", "are_classes", "finite", "of_classes", "of_rows"]
 
 BINS = 15
 CHUNK = 4096  # bounds the memory of doubles
@@ -79,3 +80,12 @@ def agreements(answers: Mapping[str, Tensor]) -> dict[str, Any]:
             total = sum(float(kl(a.double(), b.double()).sum()) for a, b in pairs)
             told[name]["kl"] = max(0.0, total / len(z))
     return told
+
+
+def finite(value: Any) -> Any:
+    """The same with None for what is not finite."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,3 +17,7 @@ if not TYPE_CHECKING:  # hidden from type checkers, for which it would make any 
 
         globals()["task"] = task
         return task
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -189,7 +189,8 @@ class TAKD(Method):
         if teacher is None:
             raise UsageError(
                 "takd chooses an assistant by the teacher's own score, but this teacher is no "
-                "module with logits; name the assistants, or give path='all'"
+                "module with logits; name the assistants (--assistants NAME,NAME), or give "
+                "path='all' (--path all)"
             )
         own, bare = {}, replace(task, taps={})
         for name in ["", *there]:
@@ -240,7 +241,7 @@ class TAKD(Method):
         if task.valid is None:
             raise Missing(
                 f"takd with path='{self.path}' chooses on the valid set, and there is none; give "
-                "one, name the assistants, or give path='all'"
+                "one, name the assistants (--assistants NAME,NAME), or give path='all' (--path all)"
             )
         return Table(task.valid, "valid")
 

@@ -21,8 +21,8 @@ FEW = 20
 def numbered(given: Any, what: str, known: Sequence[str] | None = None) -> tuple[Tensor, list[str]]:
     """Class numbers of labels.
 
-    Whole numbers from 0 on in an array stand as they are. All else is numbered in its order:
-    numbers by their size, texts by their letters.
+    Whole numbers that begin at 0, without many gaps, stand as they are. All else is numbered in its
+    order, numbers by their size, texts by their letters, and keeps its names.
 
     Args:
         given: (N,) numbers (an array or tensor) or texts (an array or list).
@@ -41,8 +41,7 @@ def numbered(given: Any, what: str, known: Sequence[str] | None = None) -> tuple
             f"the labels of {what} are of shape {tuple(array.shape)}; give one label for each "
             "sample, (N,)"
         )
-    stand = array.dtype.kind in "biuf"
-    numbers = array if stand else _as_numbers(array)
+    numbers = array if array.dtype.kind in "biuf" else _as_numbers(array)
     if numbers is None:
         texts = [str(value).strip() for value in array.tolist()]
         different = sorted(set(texts))
@@ -55,7 +54,7 @@ def numbered(given: Any, what: str, known: Sequence[str] | None = None) -> tuple
         unique = np.unique(numbers)
         different = [_text(value) for value in unique.tolist()]
         fractions = bool((unique % 1).any())
-        whole = stand and not fractions and _stands(unique)
+        whole = not fractions and _stands(unique)
         names = [str(i) for i in range(int(unique[-1]) + 1)] if whole else different
     if known is None:
         _few(len(different), len(texts), fractions, what)
@@ -72,8 +71,8 @@ def _as_numbers(texts: NDArray[Any]) -> NDArray[Any] | None:
 
 
 def _stands(unique: NDArray[Any]) -> bool:
-    """Whether ascending whole numbers are class numbers: from 0 up, and not all too sparse."""
-    return bool(unique[0] >= 0 and unique[-1] < 10 * len(unique))
+    """Whether ascending whole numbers are class numbers: from 0 on, half of them or more there."""
+    return bool(unique[0] == 0 and unique[-1] < 2 * len(unique))
 
 
 def _text(value: float) -> str:

@@ -145,10 +145,10 @@ def load_weights(module: nn.Module, file: str | Path) -> None:
     state = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     held = {_place(state[name]) for name in there if name in state}
     absent = [n for n in odd.missing_keys if n in state and _place(state[n]) not in held]
-    if absent:
-        raise UsageError(f"{what}: the model has '{absent[0]}', which the file lacks")
-    if odd.unexpected_keys:
-        raise UsageError(f"{what}: the file has '{odd.unexpected_keys[0]}', which the model lacks")
+    told = [f"the model has '{n}', which the file lacks" for n in absent[:1]]
+    told += [f"the file has '{n}', which the model lacks" for n in odd.unexpected_keys[:1]]
+    if told:
+        raise UsageError(f"{what}: {', and '.join(told)}")
 
 
 def inputs_of(file: str | Path) -> dict[str, Any]:
@@ -172,13 +172,27 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise Missing(f"there is no file {file} to load weights from")
     try:
         with safe_open(file, "pt") as opened:
-            if "limbeck" not in (opened.metadata() or {}):
+            if not _is_ours(opened.metadata() or {}):
                 return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UsageError(
             f"{file} cannot be read as safetensors ({error}); it is damaged or another kind of file"
         ) from None
-    return checkpoints.load(file)[0]
+    try:
+        return checkpoints.load(file)[0]
+    except UsageError as error:
+        raise UsageError(
+            f"the weights {file} are damaged: they are not as they were written; give a whole copy"
+        ) from error
+
+
+def _is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether a file is limbeck's: others may write a word of that name too."""
+    try:
+        told = json.loads(metadata.get("limbeck", "null"))
+    except ValueError:
+        return False
+    return isinstance(told, dict) and {"alias", "digest"} <= set(told)
 
 
 def from_run(model: Model, build: Build | None = None) -> Made:

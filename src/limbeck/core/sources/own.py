@@ -14,7 +14,9 @@ from typing import Any
 
 from limbeck.errors import Missing, UsageError, nearest
 
-__all__ = ["running", "value_of"]
+__all__ = ["file_of", "running", "value_of"]
+
+_PREFIX = "limbeck_own_"
 
 
 def value_of(where: str) -> Any:
@@ -34,6 +36,14 @@ def value_of(where: str) -> Any:
             raise Missing(f"{file} has no '{part}'{nearest(part, there)}")
         value = getattr(value, part)
     return value
+
+
+def file_of(kind: type) -> Path | None:
+    """The file that a class came from by `value_of`; None for a class of a package."""
+    module = sys.modules.get(kind.__module__)
+    if module is None or not module.__name__.startswith(_PREFIX):
+        return None
+    return Path(str(module.__file__))
 
 
 @contextmanager
@@ -70,7 +80,7 @@ def _module(file: str) -> ModuleType:
     except OSError as error:
         raise Missing(f"the file {file} cannot be read ({error.strerror})") from None
     mark = hashlib.sha256(str(path.resolve()).encode() + b"\0" + text).hexdigest()[:16]
-    name = f"limbeck_own_{path.stem}_{mark}"
+    name = f"{_PREFIX}{path.stem}_{mark}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

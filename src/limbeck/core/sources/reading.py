@@ -10,38 +10,17 @@ from torch import Tensor, nn
 
 from limbeck.core.data import Table
 from limbeck.core.evaluate import evaluating, predict
+from limbeck.core.first_look import classes_of
 from limbeck.core.sources.sets import Sets, Standardise
 from limbeck.core.teacher import Setting, Teacher
 from limbeck.core.teachers import BlackBox, Cached, Frozen
-from limbeck.core.views import call_model, entries_of
 from limbeck.errors import UsageError
 
-__all__ = ["Reader", "classes_of", "teachers_reader"]
+__all__ = ["Reader", "teachers_reader"]
 
 Reader = Callable[[Tensor], Tensor] | None
 
 ASKED = 2000  # as many samples tell how good a teacher is
-
-
-def classes_of(module: nn.Module, x: Tensor, name: str) -> int | None:
-    """How many logits a model gives for a sample; None where it gives no logits.
-
-    Raises:
-        UsageError: it cannot take such samples.
-    """
-    try:
-        with evaluating(module):
-            entries = entries_of(call_model(module, x[:2]))
-    except UsageError:
-        raise
-    except Exception as error:
-        told = " ".join(str(error).split())
-        raise UsageError(
-            f"{name} does not take samples of shape {tuple(x.shape[1:])} and type "
-            f"{str(x.dtype).removeprefix('torch.')}: {told}"
-        ) from error
-    logits = entries.get("logits")
-    return None if logits is None else int(logits.shape[-1])
 
 
 def teachers_reader(
@@ -57,7 +36,7 @@ def teachers_reader(
         return _cached_reader(teacher, sets, scale), []
     if not isinstance(teacher, Frozen):
         return scale, []
-    if classes_of(teacher.module, sets["train"][0], "the teacher") is None:
+    if classes_of(teacher.module, sets["train"][0][:2], "the teacher") is None:
         return scale, []
     value, least = _recall(teacher.module, sets["valid"], scale), _beyond_chance(sets, classes)
     raw = value if scale is None else _recall(teacher.module, sets["valid"], None)

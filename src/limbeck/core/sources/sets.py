@@ -9,10 +9,11 @@ from limbeck.core.sources.split import hold_out, split
 from limbeck.core.sources.tables import Loaded
 from limbeck.errors import UsageError
 
-__all__ = ["Sets", "Standardise", "parts"]
+__all__ = ["LISTED", "Sets", "Standardise", "parts"]
 
 Sets = dict[str, tuple[Tensor, Tensor]]
 HELD_OUT = 0.15
+LISTED = "the run's folder lists them in split.json"
 
 
 class Standardise(nn.Module):
@@ -46,7 +47,7 @@ class Standardise(nn.Module):
         return f"{len(self.mean)} columns"
 
 
-def parts(whole: Loaded, apart: Loaded | None) -> tuple[Sets, str | None]:
+def parts(whole: Loaded, apart: Loaded | None) -> tuple[Sets, str | None, dict[str, list[int]]]:
     """The sets train, valid and test, with samples held out for those that were not given.
 
     Args:
@@ -54,7 +55,8 @@ def parts(whole: Loaded, apart: Loaded | None) -> tuple[Sets, str | None]:
         apart: what was given as the test set.
 
     Returns:
-        x and y of each, and a sentence on what was held out, if anything was.
+        x and y of each; a sentence on what was held out, if anything was; and by set the numbers,
+        within the training samples as they were given, of those that were cut.
 
     Raises:
         UsageError: two test sets, or too few samples to hold any out.
@@ -69,7 +71,8 @@ def parts(whole: Loaded, apart: Loaded | None) -> tuple[Sets, str | None]:
         cuts: tuple[Tensor, ...] = split(y, (1 - 2 * HELD_OUT, HELD_OUT, HELD_OUT))
     else:
         cuts = hold_out(y, HELD_OUT) if lacking else ()
-    rows |= {n: train[cut] for n, cut in zip(("train", *lacking), cuts, strict=False)}
+    cut = dict(zip(("train", *lacking), cuts, strict=False))
+    rows |= {name: train[numbers] for name, numbers in cut.items()}
     sets = {name: (whole.x[numbers], whole.y[numbers]) for name, numbers in rows.items()}
     if apart is not None:
         chosen = apart.rows.get("test", torch.arange(len(apart.y)))
@@ -80,7 +83,7 @@ def parts(whole: Loaded, apart: Loaded | None) -> tuple[Sets, str | None]:
                 f"{len(train)} samples are too few to hold any out as '{name}'; each class needs "
                 "three or more"
             )
-    return sets, _said(sets, lacking)
+    return sets, _said(sets, lacking), {name: numbers.tolist() for name, numbers in cut.items()}
 
 
 def _said(sets: Sets, lacking: list[str]) -> str | None:
@@ -91,7 +94,9 @@ def _said(sets: Sets, lacking: list[str]) -> str | None:
     if len(lacking) == 2:
         return (
             f"no test set was given, so {share} of the samples were held out for it, and {share} "
-            f"as valid: {counts}"
+            f"as valid: {counts}; {LISTED}"
         )
     what = "test set" if lacking == ["test"] else "valid set"
-    return f"no {what} was given, so {share} of the training samples were held out: {counts}"
+    return (
+        f"no {what} was given, so {share} of the training samples were held out: {counts}; {LISTED}"
+    )

@@ -6,10 +6,24 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from limbeck.errors import Missing, UsageError, nearest
 
-__all__ = ["ROOMS", "Data", "Model", "data_of", "model_of", "placed", "room_of"]
+__all__ = [
+    "KEY",
+    "ROOMS",
+    "Data",
+    "Model",
+    "check_address",
+    "data_of",
+    "model_of",
+    "placed",
+    "room_of",
+]
+
+KEY = "LIMBECK_API_KEY"
+"""The environment variable whose value is sent to a served teacher as a bearer token."""
 
 ROOMS = ("vision", "language", "plain")
 """The rooms that make tasks; `plain` is for modules on tensors and tables."""
@@ -18,6 +32,8 @@ LIBRARIES = ("timm", "torchvision", "hf")
 TABLES = (".csv", ".tsv", ".npz", ".safetensors", ".parquet")
 TEXTS = (".jsonl", ".json", ".txt")
 
+_SECRET = ("key", "token", "secret", "password", "auth")
+_HOST = re.compile(r"[\w.-]+:\d+(/\S*)?")
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][\w.]*)")
 _MODEL = "timm:NAME, torchvision:NAME, hf:ID, FILE.py:NAME, a run's folder"
 
@@ -75,9 +91,11 @@ def model_of(text: str, side: str) -> Model:
     """
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"the {side} is {text!r}; give {_MODEL}")
-    if text.startswith(("http://", "https://")):
+    if text.lower().startswith(("http://", "https://")):
         if side == "student":
             raise UsageError(f"a student is trained here, so it cannot be served from {text}")
+        check_address(text)
+        _check_query(text)
         return Model(text, "url", text)
     if text == "none":
         if side == "student":
@@ -99,9 +117,50 @@ def model_of(text: str, side: str) -> Model:
     return _of_place(text, name, side)
 
 
+def check_address(url: str) -> None:
+    """Refuse what is no address of a server, or one with a password in it.
+
+    Raises:
+        UsageError: it is so; the password is not repeated.
+    """
+    try:
+        parts = urlsplit(url)
+        told = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        told = False
+    if not told or parts.scheme not in ("http", "https") or not re.fullmatch("[!-~]+", url):
+        raise UsageError(
+            f"'{url.rpartition('@')[2]}' is no address of a server; write it as "
+            "https://host/predict, in ASCII and without blanks"
+        )
+    if parts.username or parts.password:
+        raise UsageError(
+            f"the address of the teacher on {parts.hostname} holds a name or password; leave it "
+            f"out and put a token into the variable {KEY}"
+        )
+
+
+def _check_query(url: str) -> None:
+    """Refuse a secret among the fields of an address: a run's files hold it."""
+    parts = urlsplit(url)
+    for field in re.split("[&;]", parts.query):
+        name = field.partition("=")[0]
+        if any(secret in name.lower() for secret in _SECRET):
+            raise UsageError(
+                f"the address of the teacher on {parts.hostname} has the field '{name}', and a "
+                f"run's files show addresses; leave it out and put the secret into the variable "
+                f"{KEY}, which is sent as a bearer token"
+            )
+
+
 def _of_place(text: str, name: str, side: str) -> Model:
     place = Path(name)
     if not place.exists():
+        if side == "teacher" and _HOST.fullmatch(text):
+            raise UsageError(
+                f"the teacher '{text}' is no file or folder; if a server is meant, write "
+                f"http://{text}"
+            )
         head = name.partition(":")[0]
         near = nearest(head, LIBRARIES) if ":" in name else f"; give {_MODEL}"
         raise Missing(f"the {side} '{text}' is no file, folder or library that is known{near}")

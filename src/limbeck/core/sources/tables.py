@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def _of_parts(value: Mapping[str, Any], what: str, like: Loaded | None) -> Loade
     rows, start = {}, 0
     for name, x in inputs.items():
         rows[name] = torch.arange(start, start := start + len(x))
-    return Loaded(whole.x, whole.y, [], whole.names, rows)
+    return replace(whole, rows=rows)
 
 
 def _pair(value: Any, what: str) -> tuple[Any, Any]:
@@ -159,7 +159,17 @@ def _of_pair(x: Any, y: Any, what: str, like: Loaded | None, columns: Any = ()) 
             f"the samples of {what} are of shape {tuple(x.shape[1:])}, those of the training data "
             f"{tuple(like.x.shape[1:])}"
         )
-    return Loaded(x, numbers, list(columns), names)
+    return Loaded(x, numbers, list(columns), names, notes=() if like else _gaps(numbers, names))
+
+
+def _gaps(y: Tensor, names: list[str]) -> tuple[str, ...]:
+    """A sentence on classes without samples, which are there since labels from 0 on stand."""
+    there = set(y.tolist())
+    empty = [name for i, name in enumerate(names) if i not in there]
+    if not empty:
+        return ()
+    which = f"class {empty[0]}" if len(empty) == 1 else f"classes {', '.join(empty)}"
+    return (f"the labels go from 0 to {names[-1]}, and no sample is of {which}",)
 
 
 def _sheet(file: Path, target: str | None, like: Loaded | None) -> Loaded:
@@ -171,7 +181,7 @@ def _sheet(file: Path, target: str | None, like: Loaded | None) -> Loaded:
     sheets.complete(sheet, column)
     what = f"{file} (column '{column}')"
     y, names = labels.numbered(sheet.cells[column], what, like.names if like else None)
-    notes = []
+    notes = [] if like else [*_gaps(y, names)]
     if target is None and like is None:
         notes.append(f"the labels are column '{column}' of {file}; --target names another")
     if coded and like is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Found:
         said: gives the name of picture i, for a sentence.
         x: all pictures (N, C, H, W), bytes or floats, where they are in memory.
         moves: whether a picture may differ each time, by a data set's own transforms.
+        names: of the pictures, where they have some; else their numbers.
     """
 
     y: Tensor
@@ -35,6 +36,10 @@ class Found:
     said: Callable[[int], str]
     x: Tensor | None = None
     moves: bool = False
+    names: Sequence[int | str] = ()
+
+    def __post_init__(self) -> None:
+        self.names = self.names or range(len(self.y))
 
     def take(self, rows: Tensor) -> Found:
         """The samples of these numbers."""
@@ -45,6 +50,7 @@ class Found:
             lambda i: self.said(at[i]),
             None if self.x is None else self.x[rows],
             self.moves,
+            [self.names[i] for i in at],
         )
 
 

@@ -84,9 +84,9 @@ def of_folder(root: Path) -> tuple[dict[str, Found], tuple[str, ...]]:
     named = parts(inner)
     if "train" in named and any(p.is_dir() for p in inner[named["train"]].iterdir()):
         names = _classes(inner[named["train"]])
-        return {part: _files(inner[name], names) for part, name in named.items()}, names
+        return {part: _files(inner[name], names, root) for part, name in named.items()}, names
     names = _classes(root)
-    return {"train": _files(root, names)}, names
+    return {"train": _files(root, names, root)}, names
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
     )
 
 
-def _files(folder: Path, names: tuple[str, ...]) -> Found:
+def _files(folder: Path, names: tuple[str, ...], root: Path) -> Found:
     paths: list[Path] = []
     labels: list[int] = []
     for name in _classes(folder):
@@ -124,7 +124,8 @@ def _files(folder: Path, names: tuple[str, ...]) -> Found:
 
         return Image.open(BytesIO(paths[i].read_bytes()))  # no file stays open
 
-    return Found(torch.tensor(labels), opened, lambda i: str(paths[i]))
+    inside = [path.relative_to(root).as_posix() for path in paths]
+    return Found(torch.tensor(labels), opened, lambda i: str(paths[i]), names=inside)
 
 
 # --- a Hugging Face data set ---------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from limbeck.core.rng import globals_kept
 from limbeck.core.sources import own
+from limbeck.core.sources.sets import LISTED
 from limbeck.core.sources.specs import data_of
 from limbeck.core.sources.split import hold_out, split
 from limbeck.errors import UsageError
@@ -70,11 +71,13 @@ def _no_target(target: str | None, flag: str, what: str) -> None:
         )
 
 
-def with_parts(loaded: Loaded, test: Any, target: str | None) -> tuple[Loaded, bool, list[str]]:
+def with_parts(
+    loaded: Loaded, test: Any, target: str | None
+) -> tuple[Loaded, tuple[str, ...], list[str]]:
     """The data with a valid and, where there can be, a test set.
 
     Returns:
-        The data, whether samples were held out of its training set, and sentences on it.
+        The data, the parts that its training set was cut into, and sentences on it.
 
     Raises:
         UsageError: there is one class only, or a label out of range.
@@ -83,36 +86,41 @@ def with_parts(loaded: Loaded, test: Any, target: str | None) -> tuple[Loaded, b
     if test is not None:
         other = load(test, "test", target if str(test).startswith("hf:") else None)
         sets["test"] = (other.renamed(loaded.names) if loaded.names else other).judged
-    names = loaded.names or _counted(sets)
+    names = loaded.names
+    if not names:
+        sets, names = _counted(sets)
     if len(names) < 2:
         raise UsageError(
             f"{loaded.text} has one class, '{names[0]}'; a classifier needs two or more"
         )
     _check(sets, names, loaded.text)
     notes, train = [], sets["train"]
+    cut: tuple[str, ...] = ()
     if "test" not in sets and "valid" not in sets:
-        rows = split(train.y)
-        sets = {n: train.take(r) for n, r in zip(("train", "valid", "test"), rows, strict=True)}
+        rows, cut = split(train.y), ("train", "valid", "test")
+        sets = {name: train.take(r) for name, r in zip(cut, rows, strict=True)}
         notes.append(
             f"no test set was given, so of {len(train.y)} pictures {len(rows[1])} are held out for "
-            f"validation and {len(rows[2])} for the score; {len(rows[0])} are trained on"
+            f"validation and {len(rows[2])} for the score; {len(rows[0])} are trained on; {LISTED}"
         )
     elif "valid" not in sets:
-        rest, held = hold_out(train.y, 0.15)
+        (rest, held), cut = hold_out(train.y, 0.15), ("train", "valid")
         sets |= {"train": train.take(rest), "valid": train.take(held)}
         notes.append(
             f"no validation set was given, so {len(held)} of {len(train.y)} training pictures are "
-            "held out for it"
+            f"held out for it; {LISTED}"
         )
     elif "test" not in sets:
         notes.append("no test set was given, so the score is of the validation set")
-    made = sets["train"] is not train
-    return replace(loaded, sets=sets, names=names), made, notes
+    return replace(loaded, sets=sets, names=names), cut, notes
 
 
-def _counted(sets: Mapping[str, Found]) -> tuple[str, ...]:
-    """Names of classes that have none: their numbers."""
-    return tuple(str(k) for k in range(1 + max(int(found.y.max()) for found in sets.values())))
+def _counted(sets: Mapping[str, Found]) -> tuple[dict[str, Found], tuple[str, ...]]:
+    """Classes that have no names are called by their numbers, which may begin above 0."""
+    low = max(0, min(int(found.y.min()) for found in sets.values() if len(found.y)))
+    high = max(int(found.y.max()) for found in sets.values() if len(found.y))
+    names = tuple(str(k) for k in range(low, high + 1))
+    return {part: replace(found, y=found.y - low) for part, found in sets.items()}, names
 
 
 def _check(sets: Mapping[str, Found], names: tuple[str, ...], text: str) -> None:

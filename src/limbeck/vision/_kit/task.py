@@ -66,7 +66,7 @@ def task(
         ('Sequential-digits', 10, 269)
     """
     check_augment(augment)
-    loaded, made, notes = sources.with_parts(sources.load(data, "data", target), test, target)
+    loaded, cut, notes = sources.with_parts(sources.load(data, "data", target), test, target)
     classes = len(loaded.names)
     one = sides.teacher_of(teacher, classes, pretrained, augment)
     if one.net is not None and set(one.net.names) == set(loaded.names):
@@ -106,8 +106,9 @@ def task(
             "inputs": _inputs(readers["student"], seen, side),
             "names": list(loaded.names),
             "source": loaded.text,
-            "split": {"train": 0, "valid": 0, "test": 0, **sizes, "made": made},
+            "split": {"train": 0, "valid": 0, "test": 0, **sizes, "made": bool(cut)},
         },
+        split={part: list(loaded.sets[part].names) for part in cut},
     )
 
 
