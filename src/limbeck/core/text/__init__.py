@@ -1,0 +1,1 @@
+"""What language models need in whatever room: places, views, texts, generation."""

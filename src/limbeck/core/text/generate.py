@@ -1,0 +1,299 @@
+"""Texts that causal models write: sampled from one or from a mixture, likeliest, or by beam search.
+
+Prompts come padded on either side and are left padded only in here. What is written comes back as
+a training batch holds it: right padded, prompt first, labels on what was written.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.evaluate import evaluating
+from limbeck.core.rng import Draws
+from limbeck.core.signals import Dense, Mixture
+from limbeck.core.text.replay import left_padded, right_padded
+from limbeck.errors import NonFinite, UsageError
+
+__all__ = ["Hypotheses", "Written", "beams", "context_of", "generate", "truncated"]
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Texts in training form: L = longest prompt + N, where N tokens at most were written.
+
+    Attributes:
+        ids: (B, L) int64, right padded, prompt first.
+        mask: (B, L) int64.
+        y: (B, L) int64, each written token (an EOS too), IGNORED on prompt and padding.
+        valid: (B, N) bool, which of the N each row wrote; `logp[valid]` are in the order of
+            `places.labels(y)`.
+        logp: (B, N), log-probability of each token under what it was drawn from; 0 where none is.
+        own: (M, B, N), that of each model at temperature 1, untruncated; None if it was not asked.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    y: Tensor
+    valid: Tensor
+    logp: Tensor
+    own: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Hypotheses:
+    """The K texts of a beam search over each prompt, the best first; the prompt is not in them.
+
+    Attributes:
+        ids: (B, K, N) int64, right padded.
+        mask: (B, K, N) int64.
+        logp: (B, K), log-probability of the whole text at temperature 1.
+        scores: (B, K), logp / tokens ** length_penalty.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    logp: Tensor
+    scores: Tensor
+
+
+def generate(
+    models: Sequence[nn.Module],
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    new: int,
+    draws: Draws | None,
+    eos: tuple[int, ...],
+    pad: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    weights: tuple[float, ...] = (1.0,),
+    own: bool = False,
+    vocab: int | None = None,
+) -> Written:
+    """Go on from prompts until each row has an EOS, or has `new` tokens.
+
+    Each model is tempered, the mixture sum_m w_m p_m is taken, and that is truncated: to its
+    likeliest `top_k`, then to the fewest that hold `top_p`. A row's text depends on its own prompt
+    and its own draws, not on the other rows nor on padding (but for rounding in the models).
+
+    Args:
+        models: causal models of one vocabulary; each keeps a cache of its own, if it can.
+        ids: (B, P) prompts, padded on either side.
+        mask: (B, P), 1 on tokens.
+        new: how many tokens at most.
+        draws: `clock.rng(name, index)`; may be None at temperature 0.
+        eos: tokens that end a text; none for texts of `new` tokens.
+        pad: what padding is filled with; it may be an EOS.
+        temperature: 0 for the likeliest token (of the mixture at temperature 1).
+        top_p: in (0, 1]; 1 truncates nothing.
+        top_k: 0 truncates nothing.
+        weights: of the models, (M,).
+        own: whether each model's own log-probabilities are asked for.
+        vocab: how many tokens mean something; columns beyond are never written.
+
+    Raises:
+        UsageError: the arguments do not fit each other, or the texts would not fit a context.
+        NonFinite: a model gave no distribution.
+    """
+    _check(new, temperature, top_p, top_k, draws)
+    ids, mask = left_padded(ids, mask, pad)
+    start = ids.shape[1]
+    for model in models:
+        _fits(model, start, new)
+    u = None
+    if temperature and draws is not None:  # 48 bits: tokens of 1e-8 come at their rate
+        fine = draws.rand(new, stream=1).double() * 2.0**-24
+        u = (draws.rand(new).double() + fine).to(ids.device)
+    alive, ends = mask.new_ones(len(ids)).bool(), torch.tensor(eos, device=ids.device)
+    logp, owns = [], []
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        readers = [_Reader(model) for model in models]
+        while ids.shape[1] < start + new and bool(alive.any()):
+            each = [Dense(reader(ids, mask)[:, :vocab]) for reader in readers]
+            target = Mixture(each, weights).log_p(temperature or 1.0)
+            if u is None:
+                token = target.argmax(-1)
+                logp.append(target.amax(-1) * 0)  # it was certain; NaN stays NaN
+            else:
+                target = truncated(target, top_k, top_p)
+                token = _drawn(target, u[:, ids.shape[1] - start])
+                logp.append(_of(target, token))
+            if own:
+                owns.append(torch.stack([_of(one.log_p(), token) for one in each]))
+            ids = torch.cat([ids, torch.where(alive, token, pad)[:, None]], 1)
+            mask = torch.cat([mask, alive[:, None].to(mask)], 1)
+            alive = alive & ~torch.isin(token, ends)
+    valid, told = mask[:, start:].bool(), torch.stack(logp, 1)
+    if bad := int((told.isnan() & valid).any(1).sum()):
+        raise NonFinite(
+            f"{bad} of {len(ids)} texts could not be written: a model's logits hold NaN or +inf; "
+            "look at its weights and its precision"
+        )
+    kept = torch.stack(owns, -1).masked_fill(~valid, 0) if own else None
+    rows = right_padded(ids, mask, start)
+    return Written(*rows, valid, told.masked_fill(~valid, 0), kept)
+
+
+def truncated(logp: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Log-probabilities (..., V) of the likeliest `top_k`, then of the fewest that hold `top_p`.
+
+    The token that reaches `top_p` is in; of equally likely ones the lower number goes first.
+    """
+    if top_p == 1 and not 0 < top_k < logp.shape[-1]:
+        return logp
+    ordered, order = logp.sort(dim=-1, descending=True, stable=True)
+    out = torch.arange(logp.shape[-1], device=logp.device) >= (top_k or math.inf)
+    p = ordered.masked_fill(out, -math.inf).double().softmax(-1)
+    out = out | (p.cumsum(-1) - p >= top_p) & (top_p < 1)
+    out = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, out.expand_as(order))
+    return logp.masked_fill(out, -math.inf).log_softmax(-1)
+
+
+def beams(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    new: int,
+    beams: int,
+    eos: tuple[int, ...],
+    pad: int,
+    length_penalty: float = 1.0,
+) -> Hypotheses:
+    """All K = `beams` hypotheses of transformers' beam search; one beam is the likeliest each time.
+
+    The model is causal or an encoder-decoder, which reads ids (B, P). Of its own settings only
+    those of first tokens hold: no penalties, no least lengths. A `length_penalty` above 0 favours
+    long texts, below 0 short ones; all else is as in `generate`. While it runs it keeps
+    B * K * V * new log-probabilities.
+    """
+    model = _inner(model)
+    seq2seq = bool(model.config.is_encoder_decoder)
+    left, seen = left_padded(ids, mask, pad)
+    if seq2seq:
+        _fits(model, left.shape[1], 0)
+        left, seen, _ = right_padded(left, seen)
+    _fits(model, 1 if seq2seq else left.shape[1], new)
+    penalty = {"length_penalty": length_penalty} if beams > 1 else {}
+    with evaluating(model), _searching(model, new, beams, eos, pad, penalty) as search:
+        out = model.generate(left, attention_mask=seen, generation_config=search)
+        steps = model.compute_transition_scores(
+            out.sequences,
+            out.scores,
+            getattr(out, "beam_indices", None),
+            normalize_logits=beams == 1,
+        )
+    written = out.sequences[:, -steps.shape[1] :]
+    ended = torch.isin(written, torch.tensor(eos, device=ids.device)).long()
+    valid = ended.cumsum(1) - ended == 0
+    logp = steps.masked_fill(~valid, 0).sum(1)
+    shape = (len(ids), beams)
+    return Hypotheses(
+        torch.where(valid, written, pad).view(*shape, -1),
+        valid.long().view(*shape, -1),
+        logp.view(shape),
+        (logp / valid.sum(1) ** length_penalty).view(shape),
+    )
+
+
+def context_of(model: Any) -> int | None:
+    """How many tokens a model can see; None where its config sets no limit."""
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
+class _Reader:
+    """One model that reads a text as it grows, each token once if it has a cache."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.past, self.seen = model, None, 0
+        self.takes = set(inspect.signature(_inner(model).forward).parameters)
+
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits (B, V) of the token after the last of ids (B, L)."""
+        places = (mask.cumsum(1) - 1).clamp_min(0)
+        more = {
+            "position_ids": places[:, self.seen :],
+            "past_key_values": self.past,
+            "use_cache": True,
+            "logits_to_keep": 1,
+        }
+        more = {name: value for name, value in more.items() if name in self.takes}
+        out = self.model(input_ids=ids[:, self.seen :], attention_mask=mask, **more)
+        self.past = getattr(out, "past_key_values", None)
+        self.seen = 0 if self.past is None else ids.shape[1]
+        z: Tensor = out.logits[:, -1]
+        return z if z.dtype == torch.float64 else z.float()
+
+
+def _inner(model: Any) -> Any:
+    """The model of transformers itself, adapters inside."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def _searching(
+    model: Any, new: int, beams: int, eos: tuple[int, ...], pad: int, more: dict[str, float]
+) -> Iterator[Any]:
+    """Settings of a search, instead of the model's own, which would fill in what they leave out."""
+    own = model.generation_config
+    first = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+    model.generation_config = type(own)(
+        **{name: getattr(own, name, None) for name in first},
+        max_new_tokens=new,
+        num_beams=beams,
+        num_return_sequences=beams,
+        do_sample=False,
+        eos_token_id=list(eos) or None,
+        pad_token_id=pad,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **more,
+    )
+    try:
+        yield model.generation_config
+    finally:
+        model.generation_config = own
+
+
+def _drawn(logp: Tensor, u: Tensor) -> Tensor:
+    """The token (B,) at which the sums of probabilities (B, V) go beyond u (B,)."""
+    sums = logp.double().exp().cumsum(-1)
+    # one that adds nothing is never the first beyond
+    token = torch.searchsorted(sums, u[:, None] * sums[:, -1:], right=True)[:, 0]
+    return token.clamp_max(logp.shape[-1] - 1)  # beyond only where the sums are NaN
+
+
+def _of(logp: Tensor, token: Tensor) -> Tensor:
+    return logp.gather(-1, token[:, None])[:, 0]
+
+
+def _fits(model: Any, there: int, new: int) -> None:
+    limit = context_of(model)
+    if limit is not None and there + new > limit:
+        raise UsageError(
+            f"{there} tokens and {new} new ones were asked of a model with a context of {limit}; "
+            "cut the prompts, or ask for fewer new tokens"
+        )
+
+
+def _check(new: int, temperature: float, top_p: float, top_k: int, draws: Draws | None) -> None:
+    if new < 1 or not (0 <= temperature < math.inf and 0 < top_p <= 1 and top_k >= 0):
+        raise UsageError(
+            f"{new} tokens were asked for at temperature {temperature}, top_p {top_p}, top_k "
+            f"{top_k}; they must be at least 1, 0 or above, in (0, 1], and 0 or above"
+        )
+    if temperature and draws is None:
+        raise UsageError("sampling needs draws; give clock.rng(name, index), or temperature 0")
