@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from limbeck.core.card import Card
-from limbeck.core.losses.divergences import kl
+from limbeck.core.losses.divergences import Divergence, kl
+from limbeck.language.minillm import returns
 from limbeck.registry import cards, make
 from limbeck.vision.crd import nce
 
@@ -23,7 +24,7 @@ def card_of(entry: dict) -> Card:
 
 
 def test_the_classics_of_the_library_are_there() -> None:
-    assert [entry["key"] for entry in ENTRIES] == ["kd", "crd", "dkd"]
+    assert [entry["key"] for entry in ENTRIES] == ["kd", "crd", "dkd", "gkd", "minillm"]
     assert PATH.read_text(encoding="utf-8").isascii()
 
 
@@ -53,6 +54,55 @@ def test_defaults_are_those_that_are_written() -> None:
     assert (crd.label, crd.crd, crd.tau, crd.negatives, crd.dim) == (1.0, 0.8, 0.07, 16384, 128)
     assert "K = 16384" in ENTRIES[1]["mechanism"]
     assert "L = 1 * CE + 0.8 * (NCE_s + NCE_t)" in ENTRIES[1]["mechanism"]
+
+
+def test_defaults_of_language_methods_are_those_that_are_written() -> None:
+    gkd, minillm = make("gkd"), make("minillm")
+    assert (gkd.gkd, gkd.divergence, gkd.beta, gkd.own) == (1.0, "jsd", 0.5, 0.5)
+    assert (gkd.other, gkd.temperature, gkd.per) == ("data", 1.0, "text")
+    told = "gkd 1, divergence jsd, beta 0.5, own 0.5 (the lambda above), other data, temperature 1"
+    assert told in ENTRIES[3]["mechanism"]
+    assert (minillm.single, minillm.long, minillm.corpus, minillm.alpha) == (1.0, 1.0, 1.0, 0.2)
+    assert (minillm.inner, minillm.clip, minillm.gamma) == (4, 0.2, 0.95)
+    assert minillm.normalise
+    assert minillm.whiten
+    told = "single 1, long 1, corpus 1, alpha 0.2, inner 4, clip 0.2, gamma 0.95, normalise, whiten"
+    assert told in ENTRIES[4]["mechanism"]
+
+
+def test_worked_numbers_of_language_methods_are_right() -> None:
+    p, q = torch.tensor([0.75, 0.25], dtype=torch.float64), torch.tensor([0.5, 0.5])
+
+    def value(name: str, a: float = 0.5) -> float:
+        return float(Divergence(name, a)(q.double().log(), p.log()))
+
+    def slope(name: str, a: float = 0.5) -> torch.Tensor:
+        logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        there = Divergence(name, a)(logits.log_softmax(-1), p.log())
+        return torch.autograd.grad(there, logits)[0]
+
+    said = " ".join(ENTRIES[3]["exact_checks"])
+    assert f"0.5 = {value('jsd'):.6f}, at 0.9 = {value('jsd', 0.9):.6f}" in said
+    assert f"forward KL = {value('forward_kl'):.6f}" in said
+    assert f"reverse KL = {value('reverse_kl'):.6f}" in said
+    assert f"1e-4 is {value('jsd', 1e-4) / 1e-4:.6f}" in said
+    assert f"1 - 1e-4 is {value('jsd', 1 - 1e-4) / 1e-4:.6f}" in said
+    m = 0.9 * p + 0.1 * q
+    gap = (q / m).log()
+    assert torch.allclose(slope("jsd", 0.9), 0.1 * q * (gap - (q * gap).sum()))
+
+    said = " ".join(ENTRIES[4]["exact_checks"])
+    found = slope("reverse_kl").tolist()
+    assert found == pytest.approx([-math.log(3) / 4, math.log(3) / 4])
+    assert f"{found[0]:.6f} and {found[1]:.6f}" in said
+    mixed = 0.2 * p + 0.8 * q
+    w = (q / mixed).tolist()
+    assert float((mixed * torch.tensor(w)).sum()) == pytest.approx(1)
+    assert f"p~ = ({mixed[0]:.2f}, {mixed[1]:.2f}), w = ({w[0]:.6f}, {w[1]:.6f})" in said
+    r, there = torch.tensor([[1.0, 2.0, 4.0]]), torch.ones(1, 3, dtype=torch.bool)
+    assert returns(r, there).tolist() == [[3, 4, 0]]
+    assert returns(r, there, own=True)[0].tolist() == pytest.approx([7 / 3, 3, 4])
+    assert returns(r, there, 0.5, False).tolist() == [[4, 4, 0]]
 
 
 def test_worked_numbers_are_right() -> None:

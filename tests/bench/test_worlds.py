@@ -19,6 +19,7 @@ from limbeck.core.teachers import Frozen, Nobody
 from limbeck.errors import Missing, UsageError
 
 WORLDS = ("blobs", "digits", "fashion", "shapes")
+TEXTS = ("charlm",)  # see test_text_worlds.py
 needs_fashion = pytest.mark.skipif(
     not fashion.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
@@ -66,7 +67,7 @@ def score(model: nn.Module, task: Task) -> float:
 
 
 def test_names() -> None:
-    assert worlds.names() == WORLDS
+    assert worlds.names() == tuple(sorted((*WORLDS, *TEXTS)))
 
 
 @each_world

@@ -131,10 +131,13 @@ class Case:
         return told + "".join(f" ({Path(f.filename).name}, line {f.lineno})" for f in last)
 
     def task(self, **changes: Any) -> Task:
-        """A copy of the world of its own, with only those named sets that the card asks for."""
+        """A copy of the world of its own, with only those named sets that the card asks for.
+
+        What a text is goes with its samples.
+        """
         task = copy.deepcopy(world(self.card.world))
         asked = {n.partition(":")[2] for n in self.card.needs if n.startswith("data:")}
-        data = {n: v for n, v in task.data.items() if n in asked}
+        data = {n: v for n, v in task.data.items() if n in asked or n == "text"}
         return dataclasses.replace(task, **{"data": data, **changes})
 
     # -- runs ----------------------------------------------------------------------------------

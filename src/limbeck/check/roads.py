@@ -16,7 +16,7 @@ from limbeck.check.seen import Seen
 from limbeck.core.cache import CacheWriter
 from limbeck.core.data import reader_of
 from limbeck.core.method import Objective
-from limbeck.core.objectives import Labels, Sum
+from limbeck.core.objectives import Labels, NextTokens, Sum
 from limbeck.core.tables import Table
 from limbeck.core.task import Optimiser, Task
 from limbeck.core.teacher import Setting
@@ -73,12 +73,12 @@ def _write(task: Task, given: Frozen, names: list[str], folder: Path, seen: Seen
         live.close()
 
 
-class _Shown(Labels):
+def _shown(of: Objective, text: bool) -> Objective:
     """True labels, for a student that sees what another objective prepares."""
-
-    def __init__(self, of: Objective) -> None:
-        super().__init__()
-        object.__setattr__(self, "prepare", of.prepare)
+    kind: type[Objective] = NextTokens if text else Labels
+    truth: Objective = type("Shown", (kind,), {})()
+    object.__setattr__(truth, "prepare", of.prepare)
+    return truth
 
 
 def sum_(case: Case) -> Iterator[str]:
@@ -88,7 +88,9 @@ def sum_(case: Case) -> Iterator[str]:
         raise NotApplicable("it is no single fit")
     if any(fit.rows for fit in fits_of(case)):
         raise NotApplicable("it shows the student other samples than those that labels are of")
-    labels, of = _Shown(method), (("it", 1.0, method), ("labels", 0.5, Labels()))
+    text = case.task().score.each is not None
+    truth = NextTokens() if text else Labels()
+    labels, of = _shown(method, text), (("it", 1.0, method), ("labels", 0.5, truth))
     if type(method).update is not Objective.update:
         try:
             Sum(of)

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from limbeck.core.method import Result
     from limbeck.core.task import Task
 
-_MAKERS = {"vision": "limbeck.vision._kit.task", "plain": "limbeck.core.plain"}
+_MAKERS = {
+    "vision": "limbeck.vision._kit.task",
+    "language": "limbeck.language._kit.task",
+    "plain": "limbeck.core.plain",
+}
 """Who makes tasks of models and data: a function `task` in each."""
 
 _TAPPED = ("mid", "feature", "embedding")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from limbeck.cli import _flags as flags
 from limbeck.cli import _tasks as tasks
 from limbeck.cli._parser import Parser
 from limbeck.errors import UsageError
+
+if TYPE_CHECKING:
+    from limbeck.core.task import Task
+    from limbeck.core.text.kept import Keep
 
 __all__ = ["cache"]
 
@@ -28,6 +34,8 @@ def cache(argv: list[str]) -> int:
             "limbeck cache --world digits --out c --entries logits,mid --dtype float16",
             "limbeck cache --teacher timm:resnet50 --student timm:resnet18 --data photos/ "
             "--augment crop,flip --keep 20 --out c",
+            "limbeck cache --teacher hf:ID --student truncate:10 --data text/ --signal topk "
+            "--out c",
         ),
         more="Name the same task as the run that will read it: the same data and taps, and where\n"
         "the teacher is trained first the same budget.",
@@ -40,8 +48,14 @@ def cache(argv: list[str]) -> int:
     add("--dtype", choices=_DTYPES, metavar="D", help=kinds)
     add("--keep", type=int, metavar="N", help="epochs to keep (1; must be said of augmented data)")
     add("--seed", type=int, default=0, metavar="N", help="of the run that reads augmented data (0)")
-    add("--rows", type=int, default=256, metavar="N", help="samples in a forward pass (256)")
+    add("--rows", type=int, metavar="N", help="samples in a forward pass (256; 8 of texts)")
     add("--quiet", action="store_true", help="no progress")
+    group = parser.add_argument_group("of a language model")
+    kinds = "the likeliest tokens (topk) or draws (sampled) of each place (topk)"
+    group.add_argument("--signal", choices=("topk", "sampled"), metavar="K", help=kinds)
+    group.add_argument("--k", type=int, default=50, metavar="N", help="how many (50)")
+    group.add_argument("--tau", type=float, default=1.0, metavar="X", help="temperature (1)")
+    group.add_argument("--u", type=float, default=1.0, metavar="X", help="draws are from p^u (1)")
     flags.add_task(parser)
     flags.add_budget(parser)
     args = parser.parse_args(argv)
@@ -69,17 +83,32 @@ def cache(argv: list[str]) -> int:
             task,
             args.out,
             entries,
-            batch=args.rows,
+            batch=args.rows or (256 if task.score.each is None else 8),
             dtype=args.dtype,
             device=str(run.device),
             epochs=args.keep,
             seed=args.seed,
+            keep=_kept(args, task),
             told=_shown(args.quiet),
         )
     size = sum(p.stat().st_size for p in Path(args.out).iterdir())
-    kept = f"{', '.join(entries)}, {_megabytes(size)}"
+    what = ", ".join(entries) if "text" not in task.data else "signal"
+    kept = f"{what}, {_megabytes(size)}"
     print(f"{args.out} holds {kept}; read it with: limbeck run KEY ... --cache {args.out}")
     return 0
+
+
+def _kept(args: argparse.Namespace, task: Task) -> Keep | None:
+    """What is kept of a language model's signal; None for another task."""
+    from limbeck.core.text.kept import Keep
+
+    if task.score.each is None:
+        if args.signal is not None:
+            raise UsageError("--signal is for language models, and this task is another")
+        return None
+    if args.k < 1 or not args.tau > 0:
+        raise UsageError(f"--k {args.k} entries at --tau {args.tau}: both must be above 0")
+    return Keep(args.signal or "topk", args.k, args.tau, args.u)
 
 
 def _shown(quiet: bool) -> Callable[[int, int], None]:

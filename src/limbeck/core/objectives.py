@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.core.data import Batch
 from limbeck.core.method import Clock, Facts, Given, Mean, Objective, Rng, Term, number
+from limbeck.core.text.places import count, cross_entropy
 from limbeck.core.updates import Phase
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
@@ -31,6 +32,22 @@ class Labels(Objective):
             return {}
         loss = F.cross_entropy(s.logits.float(), batch.y, label_smoothing=self.smoothing)
         return {"label": self.label * loss}
+
+
+@dataclass(frozen=True)
+class NextTokens(Objective):
+    """Cross-entropy of the next token, over tokens that are trained on; no teacher is asked."""
+
+    label: float = number(1.0, above=0)
+
+    def asks(self) -> tuple[str, ...]:
+        return ("student:signal", "y")
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"label": count(batch)}
+
+    def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Term]:
+        return {"label": cross_entropy(s.signal, batch, weight=self.label)}
 
 
 @dataclass(frozen=True)

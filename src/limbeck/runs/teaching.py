@@ -18,7 +18,8 @@ from limbeck.core.data import Table, reader_of
 from limbeck.core.engine import fit
 from limbeck.core.evaluate import measure
 from limbeck.core.files import cache_folder
-from limbeck.core.objectives import Labels
+from limbeck.core.method import Objective
+from limbeck.core.objectives import Labels, NextTokens
 from limbeck.core.run import Run
 from limbeck.core.task import Task
 from limbeck.core.teachers import Cached, Frozen, Nobody
@@ -56,7 +57,7 @@ def taught(run: Run, task: Task) -> Task:
         alone = replace(task, teacher=None, taps={}, readers=readers)
         seed, run.seed = run.seed, 0
         try:
-            fit(Labels(), module, Nobody(), alone.batches(), name="teacher", task=alone)
+            fit(_truth(task), module, Nobody(), alone.batches(), name="teacher", task=alone)
         finally:
             run.seed = seed
         how = "was trained before" if own else "is trained"
@@ -90,7 +91,13 @@ def alone(run: Run, task: Task) -> nn.Module:
     """The student that learned from the labels alone: same budget, same seed, no teacher."""
     student = run.student(task)
     own = replace(task, teacher=None, taps={})
-    return fit(Labels(), student, Nobody(), own.batches(), name="baseline", task=own).student
+    truth = _truth(task)
+    return fit(truth, student, Nobody(), own.batches(), name="baseline", task=own).student
+
+
+def _truth(task: Task) -> Objective:
+    """What is learned without a teacher: the labels, of a language model the next tokens."""
+    return NextTokens() if task.score.each is not None else Labels()
 
 
 def _place(task: Task, teacher: Untrained) -> Path:

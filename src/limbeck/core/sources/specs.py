@@ -29,6 +29,7 @@ ROOMS = ("vision", "language", "plain")
 """The rooms that make tasks; `plain` is for modules on tensors and tables."""
 
 LIBRARIES = ("timm", "torchvision", "hf")
+MAKERS = ("truncate", "width", "config")  # of a student from its teacher, a language model
 TABLES = (".csv", ".tsv", ".npz", ".safetensors", ".parquet")
 TEXTS = (".jsonl", ".json", ".txt")
 
@@ -42,12 +43,12 @@ _MODEL = "timm:NAME, torchvision:NAME, hf:ID, FILE.py:NAME, a run's folder"
 class Model:
     """A model in words.
 
-    `kind` says where it comes from, `name` which it is there ("resnet18"; of a file's model its
-    path and name), `weights` is a safetensors file for it.
+    `kind` says where it comes from ("made": of its teacher), `name` which it is there ("resnet18";
+    of a file's model its path and name), `weights` is a safetensors file for it.
     """
 
     text: str
-    kind: Literal["none", "timm", "torchvision", "hf", "file", "gguf", "run", "url"]
+    kind: Literal["none", "timm", "torchvision", "hf", "file", "gguf", "run", "url", "made"]
     name: str
     weights: str | None = None
 
@@ -58,6 +59,8 @@ class Model:
             return self.name.rpartition(":")[2]
         if self.kind == "url":
             return "served"
+        if self.kind == "made":
+            return self.text.replace(":", "").replace("=", "")
         return self.name.rstrip("/").rpartition("/")[2] or self.name
 
 
@@ -91,16 +94,9 @@ def model_of(text: str, side: str) -> Model:
     """
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"the {side} is {text!r}; give {_MODEL}")
-    if text.lower().startswith(("http://", "https://")):
-        if side == "student":
-            raise UsageError(f"a student is trained here, so it cannot be served from {text}")
-        check_address(text)
-        _check_query(text)
-        return Model(text, "url", text)
-    if text == "none":
-        if side == "student":
-            raise UsageError(f"the student is 'none'; give {_MODEL}")
-        return Model(text, "none", "none")
+    special = _of_one_side(text, side)
+    if special is not None:
+        return special
     name, _, weights = text.partition("@")
     _check_weights(weights, side, "@" in text)
     head, colon, rest = name.partition(":")
@@ -115,6 +111,28 @@ def model_of(text: str, side: str) -> Model:
         _exists(name, side)
         return Model(text, "gguf", name)
     return _of_place(text, name, side)
+
+
+def _of_one_side(text: str, side: str) -> Model | None:
+    """What only a teacher can be (a server, nobody), or only a student (made of its teacher)."""
+    if text.lower().startswith(("http://", "https://")):
+        if side == "student":
+            raise UsageError(f"a student is trained here, so it cannot be served from {text}")
+        check_address(text)
+        _check_query(text)
+        return Model(text, "url", text)
+    if text == "none":
+        if side == "student":
+            raise UsageError(f"the student is 'none'; give {_MODEL}")
+        return Model(text, "none", "none")
+    head, colon, rest = text.partition(":")
+    if not colon or head not in MAKERS:
+        return None
+    if side == "teacher":
+        raise UsageError(f"the teacher is '{text}', which makes a student of its teacher")
+    if not rest:
+        raise UsageError(f"the student is '{text}'; write {head}:N, such as truncate:10")
+    return Model(text, "made", text)
 
 
 def check_address(url: str) -> None:
@@ -166,6 +184,8 @@ def _of_place(text: str, name: str, side: str) -> Model:
         raise Missing(f"the {side} '{text}' is no file, folder or library that is known{near}")
     if (place / "run.json").exists():
         return Model(text, "run", name)
+    if (place / "config.json").exists():  # of save_pretrained
+        return Model(text, "hf", name)
     if (place / "cache.json").exists():
         raise UsageError(
             f"{name} holds a teacher's outputs; name the teacher itself, and add --cache {name}"
@@ -201,7 +221,10 @@ def data_of(text: str, flag: str = "--data") -> Data:
         UsageError: it reads as nothing that data can be.
         Missing: the file or folder is not there.
     """
-    usual = "a folder of pictures, a .csv or .npz file, hf:ID, sklearn:NAME or FILE.py:NAME"
+    usual = (
+        "a folder of pictures or texts, a .csv, .npz, .jsonl or .txt file, hf:ID, sklearn:NAME or "
+        "FILE.py:NAME"
+    )
     if not isinstance(text, str) or not text.strip():
         raise UsageError(f"{flag} is {text!r}; give {usual}")
     head, colon, rest = text.partition(":")
@@ -215,13 +238,21 @@ def data_of(text: str, flag: str = "--data") -> Data:
         return Data(text, "file", text)
     place = Path(text)
     if place.is_dir():
-        return Data(text, "pictures", text)
+        return Data(text, "text" if _holds_texts(place) else "pictures", text)
     if not place.exists():
         raise Missing(f"{flag} names '{text}', which is not there; give {usual}")
     for kinds, kind in ((TABLES, "table"), (TEXTS, "text")):
         if place.suffix.lower() in kinds:
             return Data(text, kind, text)  # type: ignore[arg-type]
     raise UsageError(f"{flag} is '{text}', a kind of file that is not read; give {usual}")
+
+
+def _holds_texts(place: Path) -> bool:
+    """Whether a folder, or its parts, hold files of texts; pictures lie in folders of classes."""
+    parts = [place / part for part in ("train", "training", "valid", "validation", "dev", "test")]
+    endings = (*TEXTS, ".parquet")
+    here = (file for folder in (place, *parts) if folder.is_dir() for file in folder.iterdir())
+    return any(file.suffix.lower() in endings for file in here)
 
 
 def placed(source: Model | Data) -> str:
@@ -232,6 +263,8 @@ def placed(source: Model | Data) -> str:
         words = f"{Path(file).resolve()}:{name}"
     elif source.kind in ("gguf", "run", "pictures", "table", "text"):
         words = str(Path(source.name).resolve())
+    elif source.kind == "hf" and Path(source.name).is_dir():
+        words = f"hf:{Path(source.name).resolve()}"
     elif isinstance(source, Model) and source.weights:
         words = words.partition("@")[0]
     if isinstance(source, Model) and source.weights:
@@ -250,7 +283,7 @@ def room_of(teacher: Model, student: Model, data: Data, given: str | None = None
             raise UsageError(f"no room called '{given}' makes tasks{nearest(given, ROOMS)}")
         return given
     kinds = {teacher.kind, student.kind}
-    if "gguf" in kinds or data.kind == "text":
+    if kinds & {"gguf", "made"} or data.kind == "text":
         return "language"
     if kinds & {"timm", "torchvision"} or data.kind == "pictures":
         return "vision"

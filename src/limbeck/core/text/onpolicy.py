@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from limbeck.core.data import Batch, Batches
 from limbeck.core.method import Clock
 from limbeck.core.text.facts import Text
-from limbeck.core.text.generate import generate
+from limbeck.core.text.generate import Written, generate
 from limbeck.core.text.replay import Replay, prompts_of
 from limbeck.errors import UsageError
 
@@ -56,6 +56,9 @@ class OnPolicy(Batches):
                 f"{text.context}; write fewer, or give the task a longer context"
             )
 
+    own = False
+    """Whether each writer's own log-probabilities are wanted in `noted`."""
+
     @abstractmethod
     def source(self, u: float, student: nn.Module, clock: Clock) -> Source:
         """Whose responses a step has; u is uniform in [0, 1), a function of the step."""
@@ -77,6 +80,7 @@ class OnPolicy(Batches):
                 raise UsageError("nothing is kept to be replayed")
             return _changed(self.replay.draw(len(batch), clock.rng("replay")))
         models, weights = self._writers(source, student, teacher)
+        batch = batch.to(next(models[0].parameters()).device)
         ids, mask = prompts_of(batch, self.new, self.text.context, self.text.pad, self.least)
         written = generate(
             models,
@@ -89,10 +93,15 @@ class OnPolicy(Batches):
             temperature=self.temperature,
             top_p=self.top_p,
             weights=weights,
+            own=self.own,
             vocab=self.text.vocab,
         )
         made = _changed(batch.replace(x={"ids": written.ids, "mask": written.mask}, y=written.y))
-        return made.replace(written=torch.ones(len(batch), dtype=torch.bool))
+        return made.replace(**self.noted(written))
+
+    def noted(self, written: Written) -> dict[str, Tensor]:
+        """Further columns of a batch that was written now."""
+        return {"written": torch.ones(len(written.ids), dtype=torch.bool)}
 
     def share(self) -> float:
         """The teacher's share of the probability that "mixed" responses are drawn from."""

@@ -15,7 +15,7 @@ from limbeck.core.text.places import columns
 from limbeck.core.views import Lazy
 from limbeck.errors import UsageError
 
-__all__ = ["Causal", "head_of", "is_linear"]
+__all__ = ["Causal", "Classifier", "body_of", "head_of", "is_linear"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,16 @@ class Causal:
             hidden=body,
             head=head,
         )
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The reader of a side that classifies texts: a Hugging Face model's own `logits` (B, C)."""
+
+    def __call__(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs of the model, without the columns that are padding in every row."""
+        ids, mask = columns(x)
+        return {"input_ids": ids, "attention_mask": mask}
 
 
 def body_of(model: nn.Module) -> nn.Module:

@@ -1,0 +1,1 @@
+"""What the language room's methods and its maker of tasks share."""

@@ -1,0 +1,126 @@
+"""Teacher and student of a text task, from what a user gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from limbeck.core.teacher import Teacher
+from limbeck.core.teachers import Frozen, Nobody
+from limbeck.core.text import encode, students
+from limbeck.core.text.lora import lora
+from limbeck.core.text.models import Found, library, load
+from limbeck.core.text.view import Causal, Classifier, is_linear
+from limbeck.core.untrained import Untrained
+from limbeck.errors import UsageError
+
+__all__ = ["adapted", "check_kinds", "context_of", "is_ready", "once", "other_of", "reader_of"]
+__all__ += ["student_of", "teacher_of"]
+
+
+def is_ready(teacher: Any) -> bool:
+    return teacher is None or teacher == "none" or isinstance(teacher, Teacher)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars that transformers draws for each tensor that it reads."""
+    log = library("transformers").utils.logging
+    drawn = log.is_progress_bar_enabled()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            log.enable_progress_bar()
+
+
+def once(found: Found) -> Found:
+    """The same, with its weights read from the disk once."""
+    made: list[nn.Module] = []
+
+    def make() -> nn.Module:
+        if not made:
+            with quiet():
+                made.append(found.make())
+        return copy.deepcopy(made[0])
+
+    return replace(found, make=make) if found.trained else found
+
+
+def student_of(given: Any, teacher: Found | None, classes: int | None) -> Found:
+    if not (isinstance(given, str) and students.is_words(given)):
+        return load(given, "student", classes)
+    if teacher is None:
+        raise UsageError(
+            f"the student '{given}' is made of its teacher, and there is none in words or with its "
+            "tokenizer; name the student itself"
+        )
+    return students.found(given, teacher)
+
+
+def check_kinds(one: Found | None, two: Found, classes: int | None) -> None:
+    wanted = "classifier" if classes else "causal"
+    for side, model in (("teacher", one), ("student", two)):
+        if model is not None and model.kind != wanted:
+            rows = "have labels" if classes else "have no labels"
+            raise UsageError(
+                f"the {side} {model.name} is a {model.kind} model, and these texts {rows}: they "
+                f"are for a {wanted} one"
+            )
+
+
+def context_of(asked: int, models: Sequence[Found]) -> int:
+    """What is asked, within what the models can see."""
+    if asked < 8:
+        raise UsageError(f"a context of {asked} tokens was asked for; give at least 8")
+    sizes = [getattr(model.config, "max_position_embeddings", None) for model in models]
+    return min([asked, *(size for size in sizes if size)])
+
+
+def other_of(one: Found | None, two: Found) -> Any:
+    """The teacher's tokenizer, where it is not the student's."""
+    if one is None or one.kind == "classifier" or encode.same(one.tokenizer, two.tokenizer):
+        return None
+    return one.tokenizer
+
+
+def teacher_of(given: Any, found: Found | None, pretrained: bool) -> Teacher:
+    if found is None:
+        return given if isinstance(given, Teacher) else Nobody()
+    if found.trained and pretrained:
+        return Frozen(found.make())
+    why = found.untrained or "its weights were not wanted"
+    return Untrained(found.make if pretrained else _scratch(found), found.name, why)
+
+
+def _scratch(found: Found) -> Callable[[], nn.Module]:
+    return lambda: students.opened(found.architecture(found.config), found.tokenizer)
+
+
+def adapted(make: Callable[[], nn.Module], rank: int) -> Callable[[], nn.Module]:
+    """The student's factory, with low-rank adapters where these alone are to be trained."""
+
+    def new() -> nn.Module:
+        with quiet():
+            made = make()
+            return lora(made, rank, 2 * rank) if rank else made
+
+    return new
+
+
+def reader_of(
+    model: Found, make: Callable[[], nn.Module], x: Mapping[str, Tensor], side: str
+) -> Any:
+    """How a side is looked at; whether its head is a matrix is tried on a sample."""
+    if model.kind == "classifier":
+        return Classifier()
+    vocab = len(model.tokenizer)
+    reader = Causal(vocab, side)
+    module = make()
+    return Causal(vocab, side, is_linear(module, reader(x), vocab))

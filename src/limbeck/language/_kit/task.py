@@ -1,0 +1,183 @@
+"""`limbeck.language.task`: from language models and texts to a task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.core.score import accuracy
+from limbeck.core.task import Budget, Optimiser, Task
+from limbeck.core.teachers import Nobody
+from limbeck.core.text import encode, students, texts
+from limbeck.core.text.facts import Text
+from limbeck.core.text.models import Found, load
+from limbeck.core.text.places import IGNORED
+from limbeck.core.text.scores import bits_per_byte
+from limbeck.errors import UsageError
+from limbeck.language._kit import sides
+
+__all__ = ["task"]
+
+RATE = 3e-4  # of AdamW, for students that begin with trained weights
+
+
+def task(
+    teacher: Any,
+    student: Any,
+    data: Any,
+    *,
+    test: Any = None,
+    target: str | None = None,
+    taps: Mapping[str, Any] | None = None,
+    pretrained: bool = True,
+    augment: str = "none",
+    requests: int | None = None,
+    context: int = 512,
+    rank: int = 0,
+    budget: Budget | None = None,
+) -> Task:
+    """Make a task of language modelling, or of classifying texts where they have labels.
+
+    Args:
+        teacher: words ("hf:HuggingFaceTB/SmolLM2-135M-Instruct", a folder of save_pretrained,
+            FILE.gguf, "FILE.py:make", a run's folder, "none"), (model, tokenizer), a `Teacher` of
+            the student's tokens, or None.
+        student: the same, without "none"; or made of the teacher: "truncate:10" (so many of its
+            layers), "width:0.5", "config:num_hidden_layers=4,hidden_size=256" (from scratch).
+        data: a folder, .txt, .jsonl or .parquet files, "hf:ID", or values, of texts, prompts with
+            responses, chats, or texts with labels; see `core.text.texts.read`.
+        test: further data for the score; without any, 10 % of the rows are held out.
+        target: the column of the labels.
+        taps: {"mid": (teacher path, student path)}.
+        pretrained: False begins a teacher of a library from scratch: it is trained first.
+        augment: texts are not augmented: "none".
+        requests: unused here; only teachers that classify are served.
+        context: tokens of a sample at most.
+        rank: of low-rank adapters on the student, which alone are trained; 0 trains all of it.
+        budget: one epoch in batches of 8 by default.
+
+    Raises:
+        UsageError: something given cannot work; the sentence says what.
+    """
+    if augment != "none":
+        raise UsageError(f"augment is '{augment}', and texts are not augmented; leave it out")
+    found = texts.read(data, test, target)
+    classes = len(found.names) or None
+    one = None if sides.is_ready(teacher) else sides.once(load(teacher, "teacher", classes))
+    two = sides.student_of(student, one, classes)
+    sides.check_kinds(one, two, classes)
+    context = sides.context_of(context, [m for m in (one, two) if m is not None])
+    other = sides.other_of(one, two)
+    sets, notes = _encoded(found, two, other, context)
+    first = {name: value[:1] for name, value in sets["train"]["x"].items()}
+    make = sides.adapted(two.make, rank)
+    readers: dict[str, Any] = {"student": sides.reader_of(two, make, first, "")}
+    ready = sides.teacher_of(teacher, one, pretrained)
+    if one is not None:
+        readers["teacher"] = sides.reader_of(
+            one, one.make, first, "t_" if other is not None else ""
+        )
+    elif not isinstance(ready, Nobody):
+        readers["teacher"] = readers["student"]
+    eos = two.tokenizer.eos_token_id
+    begins = isinstance(student, str) and students.is_words(student) and two.trained
+    rows = {part: len(samples["y"]) for part, samples in sets.items()}
+    return Task(
+        teacher=ready,
+        student=make,
+        **{part: sets[part] for part in ("train", "valid", "test")},
+        score=accuracy if classes else bits_per_byte,
+        budget=budget or _budget(rows["train"]),
+        data={
+            "names": found.names,
+            "text": Text(
+                vocab=len(two.tokenizer),
+                context=context,
+                eos=() if eos is None else (eos,),
+                pad=two.tokenizer.pad_token_id,
+                tokenizer=two.tokenizer,
+                other=other,
+            ),
+        },
+        taps=dict(taps or {}),
+        readers=readers,
+        classes=classes,
+        name=re.sub(r"[^A-Za-z0-9_.]+", "-", f"{_short(student, two)}-{found.name}"),
+        notes=(*found.notes, *notes, *_said(one, two, other, context)),
+        about={
+            "inputs": {"kind": "text", "context": context},
+            "names": list(found.names),
+            "source": found.name,
+            "split": {**rows, "made": found.made},
+            **({"begins": str(student)} if begins else {}),
+        },
+        split=found.cut,
+    )
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+
+def _encoded(
+    found: texts.Texts, student: Found, other: Any, context: int
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The sets as columns, and what was cut."""
+    sets, notes = {}, []
+    for part in ("train", "valid", "test"):
+        rows = getattr(found, part)
+        if found.names:
+            samples = encode.labelled(rows, student.tokenizer, context)
+        elif other is not None:
+            samples = encode.both(rows, student.tokenizer, other, context)
+        elif "text" in rows[0]:
+            samples = encode.blocks(rows, student.tokenizer, context)
+        else:
+            samples = encode.answers(rows, student.tokenizer, context)
+        columns: dict[str, Any] = {"x": samples.x, "y": samples.y}
+        if not found.names:
+            columns["bytes"] = _bytes(samples.y, student.tokenizer)
+        sets[part] = columns
+        notes += [f"{part}: {note}" for note in samples.notes]
+    return sets, notes
+
+
+def _bytes(y: Tensor, tokenizer: Any) -> Tensor:
+    """Bytes of the text that is trained on, by sample."""
+    spoken = tokenizer.batch_decode(
+        [row[row != IGNORED].tolist() for row in y], skip_special_tokens=True
+    )
+    return torch.tensor([len(text.encode()) for text in spoken])
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+
+def _budget(samples: int) -> Budget:
+    return Budget(
+        epochs=1,
+        batch=min(8, max(1, samples // 4)),
+        optimiser=Optimiser("adamw", lr=RATE, betas=(0.9, 0.95), weight_decay=0.01),
+        warmup=0.05,
+        clip=1.0,
+    )
+
+
+def _short(given: Any, found: Found) -> str:
+    return given if isinstance(given, str) and students.is_words(given) else Path(found.name).name
+
+
+def _said(one: Found | None, two: Found, other: Any, context: int) -> list[str]:
+    notes = [f"samples are of {context} tokens at most"]
+    if other is not None:
+        notes.append(
+            f"teacher and student have other tokenizers ({len(other):,} and "
+            f"{len(two.tokenizer):,} tokens): texts are aligned by bytes"
+        )
+    if two.untrained:
+        notes.append(f"the student {two.name}: {two.untrained}")
+    return notes
