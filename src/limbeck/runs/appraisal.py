@@ -58,7 +58,8 @@ def appraise(
         `score_higher`, `sides` (for student, teacher and baseline: `score`, `nll` and `entropy` in
         nats, `ece` and `reliability` over 15 equal bins of the largest probability, `confidence`
         (its mean), `per_class` and its count, `parameters`, `macs` of one sample, `bytes`,
-        `latency_ms` of batches of 1 and 32); `agreement` with the teacher (`top1`, `kl` = mean KL(teacher || side) at tau 1); `train`
+        `latency_ms` of batches of 1 and 32); `agreement` with the teacher (`top1`, `kl` = mean
+        KL(teacher || side) at tau 1); `train`
         (scores on training samples); `classes`; `apart` (samples to which student and teacher
         answer differently); `silent`, why the teacher could not be asked.
     """

@@ -34,6 +34,8 @@ class Tally:
             "entropy": self.entropy / float(tokens.sum()),
             "reliability": [[p / n, a / n, int(n)] for p, a, n in self.bins.tolist() if n],
         }
+        sure = sum(p * n for p, _, n in out["reliability"])
+        out["confidence"] = sure / float(tokens.sum())
         out["ece"] = sum(n * abs(p - a) for p, a, n in out["reliability"]) / float(tokens.sum())
         if with_bytes:
             out["bits_per_byte"], out["bits_per_byte_se"] = _ratio(nats / math.log(2), size)
