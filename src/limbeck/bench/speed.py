@@ -6,7 +6,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from limbeck.bench._loops import bare_loop, limbeck_loop, small, torchdistill_loop
+from limbeck.bench._speed_text import told as text_rows
 from limbeck.core.cache import Cache, CacheWriter
 from limbeck.core.data import Batch
 from limbeck.core.views import Look
@@ -30,6 +31,7 @@ class Row:
     seconds: Mapping[str, float]
     unit: str
     target: str
+    rises: Mapping[str, float] = field(default_factory=dict)  # of the peak of memory, in bytes
 
     def ratios(self) -> dict[str, float]:
         """Each way's time over the first's."""
@@ -204,3 +206,5 @@ def rows(quick: bool = False) -> Iterator[Row]:
     yield taps_row(times * 3)
     yield bank_row(times)
     yield from cache_row(times)
+    for name, seconds, unit, target, rises in text_rows(quick):
+        yield Row(name, seconds, unit, target, rises)

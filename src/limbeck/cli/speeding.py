@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from limbeck.cli._parser import Parser
 from limbeck.errors import UsageError
+
+if TYPE_CHECKING:
+    from limbeck.bench.speed import Row
 
 __all__ = ["speed"]
 
@@ -34,19 +37,27 @@ def speed(argv: list[str]) -> int:
     torch.set_num_threads(args.threads)
     if args.json:
         told = [
-            {"path": r.name, "seconds": dict(r.seconds), "ratios": r.ratios(), "target": r.target}
+            {
+                "path": r.name,
+                "seconds": dict(r.seconds),
+                "ratios": r.ratios(),
+                "bytes": dict(r.rises),
+                "target": r.target,
+            }
             for r in rows(args.quick)
         ]
         print(json.dumps(told, indent=2))
         return 0
     for row in rows(args.quick):
         print(f"{row.name}   (target: {row.target})")
-        print("\n".join(_lines(row.seconds.items(), row.ratios(), row.unit)), flush=True)
+        print("\n".join(_lines(row)), flush=True)
     return 0
 
 
-def _lines(seconds: Iterable[tuple[str, float]], ratios: dict[str, float], unit: str) -> list[str]:
+def _lines(row: Row) -> list[str]:
+    ratios = row.ratios()
     return [
-        f"  {name:<26} {1000 * value:10.3f} {unit:<8} {ratios[name]:7.3f}x"
-        for name, value in seconds
+        f"  {name:<26} {1000 * value:10.3f} {row.unit:<8} {ratios[name]:7.3f}x"
+        + (f" {row.rises[name] / 1e6:8,.0f} MB" if name in row.rises else "")
+        for name, value in row.seconds.items()
     ]

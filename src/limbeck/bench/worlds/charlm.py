@@ -56,7 +56,7 @@ def task(
         )
     ids = coded(words, many + 2 * held, size)
     ids = ids[torch.randperm(len(ids), generator=generator("charlm"))]
-    sets = [columns(part, prompted) for part in ids.split([many, held, held])]
+    sets = [columns(part, prompted) for part in torch.split(ids, [many, held, held])]
     vocab = len(letters(words)) + 2
     reader = Causal(vocab)
     made = Task(
