@@ -57,7 +57,11 @@ def export(argv: list[str]) -> int:
     if names := opened.task.about.get("names") or opened.task.data.get("names"):
         about["names"] = list(names)
     out = Path(args.out) if args.out else folder / "export" / args.to
-    done = write(opened.result.model, _samples(opened.task), to=args.to, out=out, about=about)
+    tokenizer = getattr(opened.task.data.get("text"), "tokenizer", None)
+    samples = _samples(opened.task)
+    done = write(
+        opened.result.model, samples, to=args.to, out=out, about=about, tokenizer=tokenizer
+    )
     if done.note:
         print(done.note)
     size = done.file.stat().st_size

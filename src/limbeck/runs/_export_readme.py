@@ -108,14 +108,10 @@ def readme(student: Student, form: Form, facts: dict[str, Any]) -> str:
 def _told(student: Student, form: Form, facts: dict[str, Any]) -> str:
     """Inputs, outputs, scores and how the file was checked."""
 
-    def shape(sizes: list[Any]) -> str:
-        return f"({', '.join(map(str, sizes))})"
+    def one(word: str, each: dict[str, Any]) -> str:
+        return f"{word}: {each['name']} ({', '.join(map(str, each['shape']))}) {each['dtype']}"
 
-    lines = [
-        f"takes: {each['name']} {shape(each['shape'])} {each['dtype']}" for each in facts["takes"]
-    ]
-    gives = facts["gives"]
-    lines.append(f"gives: {gives['name']} {shape(gives['shape'])} {gives['dtype']}")
+    lines = [*(one("takes", each) for each in facts["takes"]), one("gives", facts["gives"])]
     scores = facts["scores"] or {}
     told = ", ".join(
         f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in scores.items()
@@ -150,7 +146,17 @@ def _use(student: Student, form: Form, facts: dict[str, Any]) -> str:
         lines.append(f"print({answer}.argmax(-1))")
     else:
         lines.append(f"print({answer}.shape)")
+    if facts.get("tokenizer") and hasattr(student.model, "generate"):
+        lines.append(_WRITES)
     return "\n".join(lines)
+
+
+_WRITES = """
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+words = tokenizer("In the beginning", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**words, max_new_tokens=20)[0]))"""
 
 
 def _call(student: Student) -> str:

@@ -14,7 +14,12 @@ from limbeck.errors import UsageError
 from limbeck.runs._export_student import Ask, Form, Student, compact, short
 
 FILE = "model.safetensors"
-_AUTO = ("AutoModelForImageClassification", "AutoModelForSequenceClassification")
+_AUTO = (
+    "AutoModelForImageClassification",
+    "AutoModelForSequenceClassification",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+)
 
 
 def write_weights(student: Student, folder: Path, about: dict[str, Any]) -> Form:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from torch import nn
 
 from limbeck.core.files import refusal, write_json
 from limbeck.core.rng import globals_kept
+from limbeck.core.text.lora import merged
 from limbeck.errors import UsageError, nearest
 from limbeck.runs._export_graph import write_onnx, write_pt2
 from limbeck.runs._export_notes import facts_of
@@ -53,6 +55,7 @@ def export(
     to: str,
     out: str | Path,
     about: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
 ) -> Exported:
     """Write a student, alone and in eval mode, for those who have no limbeck.
 
@@ -78,6 +81,7 @@ def export(
         out: the folder; an earlier export of the same student to the same format is replaced.
         about: JSON for student.json: "inputs" and "names" as in `Task.about`, "scores", and
             whatever else.
+        tokenizer: of a language model; it is saved beside weights that transformers reads.
 
     Returns:
         Where it lies and how far it is from the student.
@@ -97,6 +101,8 @@ def export(
     if to not in FORMATS:
         raise UsageError(f"the format '{to}' is not known{nearest(to, FORMATS)}")
     told = _plain(about)
+    if hasattr(model, "peft_config"):  # low-rank adapters become part of the weights
+        model = merged(copy.deepcopy(model))
     with globals_kept():
         student = Student(model, samples)
         folder = Path(out)
@@ -115,6 +121,9 @@ def export(
                         "was written"
                     )
                 facts = facts_of(student, to, form, check, stage, told)
+                if tokenizer is not None and form.how == "transformers":
+                    tokenizer.save_pretrained(stage)
+                    facts["tokenizer"] = True
                 text = readme(student, form, facts)
                 (stage / "README.txt").write_text(text, encoding="utf-8")
                 write_json(stage / "student.json", facts)

@@ -198,13 +198,22 @@ def summed(how: Divergence, s: Signal, t: Signal, weights: Tensor, tau: float = 
     return fused.summed(how, s, t, weights, tau)
 
 
-def _check(how: Divergence, s: Signal, t: Signal, tau: float) -> None:
+def check_vocabularies(s: Signal, t: Signal) -> None:
+    """Refuse two sides of other tokens.
+
+    Raises:
+        UsageError: they differ; the sentence says what there is for such.
+    """
     if s.vocab != t.vocab:
         raise UsageError(
             f"the student has {s.vocab} tokens and the teacher {t.vocab}; where they share a "
             "tokenizer, say how many of them mean something (vocab=), else use a method for other "
             "tokenizers: limbeck list --kind cross_tokenizer"
         )
+
+
+def _check(how: Divergence, s: Signal, t: Signal, tau: float) -> None:
+    check_vocabularies(s, t)
     if s.shape != t.shape:
         raise UsageError(
             f"the student shows {tuple(s.shape)} places and the teacher {tuple(t.shape)}; both "

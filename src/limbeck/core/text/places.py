@@ -13,12 +13,21 @@ import torch
 from torch import Tensor
 
 from limbeck.core.data import Batch
-from limbeck.core.losses.divergences import Divergence, summed
+from limbeck.core.losses.divergences import Divergence, check_vocabularies, summed
 from limbeck.core.method import Mean
 from limbeck.core.signals import Sampled, Signal
 from limbeck.errors import UsageError
 
-__all__ = ["CROSS_ENTROPY", "IGNORED", "Per", "columns", "count", "cross_entropy", "labels"]
+__all__ = [
+    "CROSS_ENTROPY",
+    "IGNORED",
+    "Per",
+    "columns",
+    "count",
+    "cross_entropy",
+    "labels",
+    "labels_of",
+]
 __all__ += ["matched", "told", "wanted"]
 
 IGNORED = -100
@@ -69,6 +78,7 @@ def matched(
 
     Shapes: s, t of (B, T) places.
     """
+    check_vocabularies(s, t)
     here = s.at(told(batch.y, s))
     weights = weight * _shares(batch.y, per)
     total = summed(how, here, t.at(told(batch.y, t)), weights, tau)
@@ -88,6 +98,16 @@ def _shares(y: Tensor, per: Per) -> Tensor:
     where = wanted(y)
     each = where.float() if per == "token" else where / where.sum(1, keepdim=True).clamp_min(1)
     return each[where]
+
+
+def labels_of(batch: Batch, side: str) -> Tensor:
+    """Labels (B, U) of a side's own tokens: `y`, or those of a teacher's with another tokenizer."""
+    if not side:
+        return torch.as_tensor(batch.y)
+    ids, there = batch.x[f"{side}ids"], batch.x[f"{side}wanted"]
+    y = torch.full_like(ids, IGNORED)
+    y[:, 1:] = torch.where(there[:, :-1], ids[:, 1:], IGNORED)
+    return y
 
 
 def columns(x: Mapping[str, Tensor], side: str = "") -> tuple[Tensor, Tensor]:

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from limbeck.core.data import Batch
 from limbeck.core.score import Score
-from limbeck.core.text.places import cross_entropy
+from limbeck.core.text.places import cross_entropy, labels_of
 
 __all__ = ["bits_per_byte", "nll"]
 
 
 def _nll(entries: Mapping[str, Any], batch: Batch) -> tuple[Tensor, Tensor]:
     """Nats and tokens."""
-    mean = cross_entropy(entries["signal"], batch)
+    own = batch.replace(y=labels_of(batch, entries.get("side", "")))
+    mean = cross_entropy(entries["signal"], own)
     return mean.sum.double(), torch.as_tensor(mean.count).double()
 
 

@@ -41,7 +41,7 @@ class Causal:
         """The entries signal, logits (B, T, V), hidden (B, T, H) and head of (B, T) places."""
         if not self.linear:
             logits = functools.cache(lambda: model(**inputs).logits[..., : self.vocab])
-            return Lazy(logits=logits, signal=lambda: Dense(logits()))
+            return Lazy(logits=logits, signal=lambda: Dense(logits()), side=lambda: self.side)
         body = functools.cache(lambda: body_of(model)(**inputs, use_cache=False)[0])
         head = functools.cache(lambda: head_of(model, self.vocab))
         return Lazy(
@@ -49,6 +49,7 @@ class Causal:
             logits=lambda: head()(body()),
             hidden=body,
             head=head,
+            side=lambda: self.side,
         )
 
 
