@@ -241,7 +241,7 @@ def _classes_of(folder: Path) -> int | None:
             value: Any = read_json(folder / file)
             for key in path:
                 value = value.get(key) if isinstance(value, Mapping) else None
-            if isinstance(value, list):
+            if isinstance(value, list) and value:
                 return len(value)
     return None
 

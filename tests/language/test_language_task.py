@@ -1,0 +1,183 @@
+"""`limbeck.language.task` and the command line on folders of models and files of texts."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs transformers")
+
+import limbeck
+from limbeck.cli import main
+from limbeck.core.teachers import Frozen
+from limbeck.core.text.places import IGNORED
+from limbeck.core.text.view import Causal
+from limbeck.core.untrained import Untrained
+from limbeck.errors import Missing, UsageError
+from limbeck.language import task
+
+pytestmark = pytest.mark.xdist_group("language_task")
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs"]
+WORDS += ["far", "away", "from", "here"]
+TEXTS = [" ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 24)) + "." for i in range(1, 61)]
+
+
+def tokenizer(size):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<pad>")
+
+
+def llama(words, layers=2, width=16, heads=2):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(layers)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(words) + 6,
+            hidden_size=width,
+            intermediate_size=32,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            eos_token_id=1,
+            pad_token_id=0,
+            bos_token_id=None,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Folders `teacher`, `other` (another tokenizer), and texts."""
+    folder = tmp_path_factory.mktemp("language")
+    for name, size, layers in (("teacher", 300, 3), ("other", 270, 1)):
+        words = tokenizer(size)
+        llama(words, layers).save_pretrained(folder / name)
+        words.save_pretrained(folder / name)
+    rows = [json.dumps({"text": text}) for text in TEXTS]
+    (folder / "texts.jsonl").write_text("\n".join(rows), "utf-8")
+    return folder
+
+
+def test_a_truncated_student_of_plain_texts(place):
+    made = task(str(place / "teacher"), "truncate:2", TEXTS, context=32)
+    assert isinstance(made.teacher, Frozen)
+    assert made.about["begins"] == "truncate:2"
+    assert made.about["split"]["made"]
+    student = made.new_student(0)
+    assert student.config.num_hidden_layers == 2
+    text = made.data["text"]
+    assert (text.vocab, text.context, text.eos, text.pad) == (len(text.tokenizer), 32, (1,), 0)
+    assert made.readers["student"] == Causal(text.vocab)  # padded columns are left out
+    ids, y = made.train["x"]["ids"], made.train["y"]
+    assert ids.shape[1] == 32
+    whole = "".join(text.tokenizer.decode(row[row > 1].tolist()) for row in ids)
+    assert all(word in whole for word in WORDS)
+    spoken = text.tokenizer.decode(y[0][y[0] != IGNORED].tolist(), skip_special_tokens=True)
+    assert int(made.train["bytes"][0]) == len(spoken.encode())
+
+
+def test_prompts_and_chats(place):
+    rows = [{"prompt": f"say {w}", "response": f"{w} {w}"} for w in WORDS * 3]
+    made = task(str(place / "teacher"), "truncate:1", rows, context=48)
+    text, y = made.data["text"], made.train["y"]
+    said = {text.tokenizer.decode(row[row != IGNORED].tolist(), True).strip() for row in y}
+    assert said <= {f"{w} {w}" for w in WORDS}
+
+
+def test_another_tokenizer_is_aligned_and_taught(place, tmp_path):
+    words = [str(place / "teacher"), str(place / "other"), TEXTS]
+    made = task(*words, context=32)
+    assert made.readers["teacher"].side == "t_"
+    assert {"t_ids", "t_wanted", "chunk", "t_chunk"} <= set(made.train["x"])
+    assert any("aligned by bytes" in note for note in made.notes)
+    with pytest.raises(UsageError, match="cross_tokenizer"):
+        limbeck.run("gkd", made, own=0.0)
+    for key in ("uld", "alm"):
+        result = limbeck.run(key, made, out=tmp_path / key)
+        assert result.facts["teacher"] > 0
+
+
+def test_labels_make_it_a_classification(place):
+    rows = [{"text": t, "label": "long" if len(t) > 96 else "short"} for t in TEXTS]
+    made = task(str(place / "teacher"), str(place / "other"), rows, context=32)
+    assert made.data["names"] == ("long", "short")
+    assert isinstance(made.teacher, Untrained)  # its head is new
+    found = limbeck.run("kd", made, baseline=True)
+    assert found.facts["score_name"] == "accuracy"
+    assert found.model.config.num_labels == 2
+
+
+def test_adapters_alone_are_trained(place):
+    made = task(str(place / "teacher"), "truncate:2", TEXTS, context=32, rank=2)
+    student = made.new_student(0)
+    trained = [n for n, p in student.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora" in name for name in trained)
+    limbeck.run("gkd", made, own=0.5, new=4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (dict(student="truncate:9"), "9"),
+        (dict(student="truncate:2", teacher=None), "made of its teacher"),
+        (dict(context=4), "at least 8"),
+        (dict(augment="flip"), "not augmented"),
+        (dict(teacher="no/such/folder"), "no/such/folder"),
+        (dict(data=[]), "train|row|text"),
+    ],
+)
+def test_what_cannot_be(place, words, said):
+    given = {"teacher": str(place / "teacher"), "student": "truncate:2", "data": TEXTS, **words}
+    with pytest.raises((UsageError, Missing), match=said):
+        task(given.pop("teacher"), given.pop("student"), given.pop("data"), **given)
+
+
+def command(*words):
+    return main([str(word) for word in words])
+
+
+def test_the_command_line_from_a_cache_to_a_folder_that_transformers_loads(
+    place, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    own = ["--teacher", place / "teacher", "--data", place / "texts.jsonl", "--context", "32"]
+    start = [*own, "--student", "truncate:2"]
+    assert command("cache", *start, "--signal", "topk", "--k", "20", "--out", "c", "--quiet") == 0
+    assert "signal" in capsys.readouterr().out
+    learn = ["--own", "0", "--divergence", "forward_kl", "--steps", "4", "--batch", "4"]
+    assert command("run", "gkd", *start, *learn, "--cache", "c", "--out", "one") == 0
+    write = ["--phi", "0.9", "--new", "4", "--steps", "4", "--batch", "4"]
+    assert command("run", "distillm", *own, "--student", "one", *write, "--out", "two") == 0
+    assert command("export", "two", "--to", "safetensors") == 0
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path / "two" / "export" / "safetensors"
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    inputs = words("the quick", return_tensors="pt", return_token_type_ids=False)
+    assert model.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
+    page = (tmp_path / "two" / "report.html").read_text("utf-8")
+    assert "As language models" in page
+
+
+def test_flags_of_texts_are_for_texts(tmp_path, capsys):
+    own = ["--teacher", "none", "--student", "timm:resnet18", "--data", "sklearn:digits"]
+    assert command("run", "kd", *own, "--context", "8", "--out", tmp_path / "x") == 2
+    assert "--context is for language models" in capsys.readouterr().err
