@@ -10,7 +10,7 @@ from torch import Tensor
 from limbeck.doctor import limits
 from limbeck.doctor.feed import other_order
 from limbeck.doctor.numbers import best_order, confusion, entropy, error_of, linear_cka
-from limbeck.doctor.on_student import still_falling
+from limbeck.doctor.on_rate import still_falling
 from limbeck.doctor.on_terms import norms_of
 from limbeck.doctor.sides import Answers
 from limbeck.doctor.words import Finding, again, concluded

@@ -142,7 +142,7 @@ def test_a_diverged_and_an_unmoved_run_get_opposite_advice(tmp_path: Path) -> No
     up = by_records(written(tmp_path / "up", [2.0 + 0.1 * i for i in range(100)]))["rate"]
     flat = by_records(written(tmp_path / "flat", [2.0] * 100))["rate"]
     start = "limbeck run kd --world digits --tau 8 --lr"
-    assert (up.command, flat.command) == (f"{start} 0.01", f"{start} 1")
+    assert (up.command, flat.command) == (f"{start} 0.01", f"{start} 0.3")
 
 
 def test_norms_of_a_run_are_judged(tmp_path: Path) -> None:

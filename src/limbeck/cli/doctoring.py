@@ -30,7 +30,13 @@ a run. It asks both sides, and trains for a few steps in memory (seconds for sma
 minutes for large ones without a GPU); nothing is written. The worst comes first, with what to
 do about it."""
 _METHOD = "before a run: the method, with values if wanted: kd, \"kd(tau=8)\" (kd)"  # fmt: skip
-_STYLES = {"bad": "bold red", "watch": "yellow", "unknown": "dim", "good": "green"}
+_STYLES = {
+    "bad": "bold red",
+    "watch": "yellow",
+    "follows": "dim",
+    "unknown": "dim",
+    "good": "green",
+}
 _NAME = 14  # letters of the longest finding's name, and some space
 
 
@@ -50,7 +56,8 @@ def _parser(entry: Entry | None) -> Parser:
     add("folder", metavar="DIR", nargs="?", help="a run's folder, finished or not")
     add("--method", metavar="KEY", help=_METHOD)
     add("--seed", type=int, default=0, metavar="N", help="of the short fits, before a run (0)")
-    add("--probe-steps", type=int, default=60, metavar="N", help="steps of each short fit (60)")
+    told = "steps of each short fit (60, or fewer where steps are slow)"
+    add("--probe-steps", type=int, metavar="N", help=told)
     add("--json", action="store_true", help="print the findings as JSON")
     flags.add_task(parser)
     flags.add_budget(parser)
@@ -66,6 +73,7 @@ def doctor(argv: list[str]) -> int:
     entry = find(name)
     args = _parser(entry).parse_args(argv)
     if args.folder is not None:
+        _refuse_a_method(args.folder)
         found, command = _after(args, argv)
     else:
         found, command = _before(args, argv, entry, values)
@@ -74,6 +82,17 @@ def doctor(argv: list[str]) -> int:
     else:
         _show(found, command)
     return 0
+
+
+def _refuse_a_method(folder: str) -> None:
+    """Tell where a method's key goes, which is no run's folder."""
+    if Path(folder).exists():
+        return
+    try:
+        key = find(call(folder)[0] if folder.endswith(")") else folder).card.key
+    except UsageError:
+        return
+    raise UsageError(f"'{key}' is a method; look at it before a run with --method {key}")
 
 
 def _method_in(argv: Sequence[str]) -> str:
@@ -150,11 +169,7 @@ def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[s
         raise UsageError(f"a run's folder says what it is of; leave {' '.join(other)} out")
     folder = Path(args.folder)
     if not folder.exists():
-        try:
-            key = find(args.folder).card.key
-        except UsageError:
-            raise Missing(f"there is no folder {folder}; name a run's folder") from None
-        raise UsageError(f"'{key}' is a method; look at it before a run with --method {key}")
+        raise Missing(f"there is no folder {folder}; name a run's folder")
 
     flags.load_torch()
     from limbeck.doctor import diagnose, read
@@ -186,9 +201,10 @@ def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[s
 
 def _next(found: Diagnosis, command: Sequence[str]) -> str:
     """What to do now: the worst finding's command or advice; of a healthy task the run."""
-    for finding in found.findings:
-        if finding.state in ("bad", "watch"):
-            return finding.command or finding.advice
+    faults = [f for f in found.findings if f.state in ("bad", "watch")]
+    if faults:
+        first = next((f for f in faults if f.name != "run"), faults[0])  # before what it led to
+        return first.command or first.advice
     unfinished = next((f.command for f in found.findings if f.command), None)
     from limbeck.doctor.words import again
 
@@ -200,12 +216,14 @@ def _show(found: Diagnosis, command: Sequence[str]) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from limbeck.doctor.words import grouped
+
     console = Console(highlight=False, soft_wrap=True)
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
     worst = found.findings[0].state if not found.healthy else "good"
     console.print(Text(found.verdict, style=_STYLES[worst]))
     console.print()
-    for finding in found.findings:
+    for finding in grouped(found.findings):
         lines = _lines(finding, width)
         console.print(Text.assemble((f"{finding.state:<8} ", _STYLES[finding.state]), lines[0]))
         for line in lines[1:]:

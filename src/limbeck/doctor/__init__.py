@@ -17,7 +17,7 @@ from torch import nn
 from limbeck import registry
 from limbeck.core.method import Method
 from limbeck.core.task import Task
-from limbeck.doctor import on_student, on_teacher, on_terms
+from limbeck.doctor import causes, on_rate, on_run, on_student, on_teacher, on_terms
 from limbeck.doctor.gather import gather
 from limbeck.doctor.records import Records, read
 from limbeck.doctor.seen import Seen
@@ -37,7 +37,7 @@ def diagnose(
     student: nn.Module | None = None,
     seed: int = 0,
     device: str | None = None,
-    probe_steps: int = 60,
+    probe_steps: int | None = None,
     command: Sequence[str] | None = None,
     say: Callable[[str], None] = _SILENT,
 ) -> Diagnosis:
@@ -54,7 +54,7 @@ def diagnose(
         student: what that run delivered.
         seed: of the short fits.
         device: "cpu", "cuda", ...; Accelerate's choice when None.
-        probe_steps: steps of each short fit.
+        probe_steps: steps of each short fit; None for 60, or fewer where steps are slow.
         command: the words of the command that is proposed again with a change.
         say: takes sentences on what is going on.
 
@@ -63,7 +63,7 @@ def diagnose(
     """
     if task is None and run is None:
         raise UsageError("there is nothing to look at; give a task, or the folder of a run")
-    if probe_steps < 4:
+    if probe_steps is not None and probe_steps < 4:
         raise UsageError(f"probe_steps is {probe_steps}; a fit says nothing in fewer than 4")
     records = read(run) if isinstance(run, str | Path) else run
     chosen, key = _method(method, records)
@@ -95,12 +95,13 @@ def _method(method: str | Method, records: Records | None) -> tuple[Any, str]:
 
 def _findings(seen: Seen, command: Sequence[str]) -> list[Finding]:
     """All questions, in the order in which one would ask them."""
-    rate = on_student.rate(seen, command)
     found = [
+        on_run.outcome(seen, command),
         on_teacher.inputs(seen),
         on_teacher.classes(seen),
+        on_teacher.outputs(seen),
         on_teacher.better(seen),
-        rate,
+        on_rate.rate(seen, command),
         on_terms.balance(seen, command),
         on_terms.temperature(seen, command),
         on_terms.taps(seen),
@@ -110,6 +111,6 @@ def _findings(seen: Seen, command: Sequence[str]) -> list[Finding]:
         on_teacher.calibration(seen),
         on_teacher.agreement(seen),
         on_terms.features(seen),
+        on_run.progress(seen),
     ]
-    fit = on_terms.progress(seen)
-    return found if fit is None else [*found, fit]
+    return causes.sorted_out(seen, [f for f in found if f is not None])

@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.core.data import Table, reader_of
 from limbeck.core.task import Task
 from limbeck.doctor import limits, numbers
-from limbeck.doctor.sides import Answers, answers, chunks, taught_by
+from limbeck.doctor.sides import Answers, answers, few_of, taught_by
 from limbeck.errors import UsageError
 
 Change = Callable[[Tensor], Tensor]
@@ -36,37 +36,51 @@ class Better:
     change: Change
 
 
-def other_inputs(task: Task, table: Table, device: torch.device, classes: int) -> Better | None:
-    """The usual scale of inputs with which the teacher is much better, if there is one."""
-    with taught_by(task, table, device) as side_of:
-        given = answers(side_of, table, limits.LOOKED, device, classes)
+def other_inputs(
+    task: Task, table: Table, device: torch.device, classes: int
+) -> tuple[Better | None, int]:
+    """The usual scale of inputs with which the teacher is much better, if there is one.
+
+    Returns:
+        That, and how many were tried.
+    """
+    few = few_of(table, limits.LOOKED)
+
+    def asked(most: int, change: Change | None = None) -> Answers:
+        with taught_by(task, few, device, change=change) as side_of:
+            return answers(side_of, few, most, device, classes)
+
+    given = asked(limits.LOOKED)
     as_is = given.accuracy
     if as_is >= limits.SURE or given.logits.shape[1] != classes:
-        return None
+        return None, 0
+    noise = limits.NOISE * numbers.error_of(as_is, len(given))
     chance = limits.CHANCE * float(torch.bincount(given.y).max()) / len(given)
-    least = max(as_is + limits.FEED_GAIN, min(chance, limits.SURE))
+    least = max(as_is + max(limits.FEED_GAIN, noise), min(chance, limits.SURE))
+    glance = given.at(slice(limits.GLANCE)).accuracy + limits.FEED_GAIN / 2
     best: Better | None = None
-    for what, change in _changes(task, table, device).items():
+    tried = 0
+    for what, change in _changes(task, few, device).items():
         try:
-            with taught_by(task, table, device, change=change) as side_of:
-                value = answers(side_of, table, limits.LOOKED, device, classes).accuracy
+            if asked(limits.GLANCE, change).accuracy < glance:
+                tried += 1
+                continue
+            value = asked(limits.LOOKED, change).accuracy
         except (UsageError, RuntimeError):  # inputs that this teacher does not take
             continue
+        tried += 1
         if value > (best.accuracy if best else least):
             best = Better(what, value, as_is, change)
-    return best
+    return best, tried
 
 
 def _changes(task: Task, table: Table, device: torch.device) -> Mapping[str, Change]:
     """What is done to inputs elsewhere and may be lacking here, by name."""
     reader = reader_of(task.readers, "teacher")
-    seen = []
-    for batch in chunks(table, limits.LOOKED, device):
-        x = batch.columns["x"]
-        seen.append(reader(x) if reader else x)
-    if not all(isinstance(z, Tensor) and z.is_floating_point() and z.dim() > 1 for z in seen):
+    x = table.rows(torch.arange(len(table)), "in order").to(device).columns["x"]
+    z = reader(x) if reader else x
+    if not (isinstance(z, Tensor) and z.is_floating_point() and z.dim() > 1):
         return {}
-    z = torch.cat(seen)
     axes = [d for d in range(z.dim()) if d != 1]
     mean, std = z.mean(axes, keepdim=True), z.std(axes, keepdim=True).clamp_min(1e-6)
     out: dict[str, Change] = {
@@ -132,6 +146,9 @@ def other_order(choose: Answers, judge: Answers) -> Order | None:
         return None
     found = Order(numbers.best_order(counts), 0.0, judge.accuracy)
     accuracy = found.applied(judge).accuracy
-    if accuracy - judge.accuracy < limits.ORDER_GAIN:
+    noise = limits.NOISE * numbers.error_of(accuracy, len(judge))
+    if accuracy - judge.accuracy < max(limits.ORDER_GAIN, noise):
+        return None
+    if accuracy < limits.LEARNED:  # any order of what knows little fits some samples
         return None
     return Order(found.label_of, accuracy, judge.accuracy)

@@ -7,7 +7,18 @@ several seeds, before and after whole runs: on them nothing may be found.
 SAMPLES = 2000
 """Samples of a set that are asked: an accuracy is then known to about one point."""
 LOOKED = 512
-"""Samples for features and for tries at other inputs: CKA costs their square."""
+"""Samples for tries at other inputs, and of a served teacher, whose answers may cost money."""
+GLANCE = 128
+"""Samples on which a scale of the inputs must gain half of what is asked, to be tried on all."""
+INSIDE = 256
+"""Samples for features: CKA costs their square, and maps are large."""
+PATIENCE, FEWEST = 10.0, 256
+"""Seconds after which a side is asked no more of a set, once it was asked on so many samples."""
+
+STEPS, LEAST = 60, 20
+"""Steps of a short fit, and how few where steps are slow: the planted faults show in 20."""
+GOAL = 20.0
+"""Seconds that the usual short fits may take before they have fewer steps."""
 
 NOISE = 2.0
 """Standard errors by which two scores must differ to count as different (one in twenty)."""
@@ -19,8 +30,9 @@ FEED_GAIN = 0.15
 """Accuracy that other scales of the inputs must gain: seven standard errors of 512 samples."""
 SURE = 0.9
 """Of a teacher above this accuracy no other inputs are tried: nothing of weight can be gained."""
-CHANCE = 1.5
-"""A teacher below this many times the share of the most frequent class is at chance."""
+CHANCE, ABOVE = 1.5, 0.1
+"""A teacher below this many times the share of the most frequent class, and less than so much
+above it, is at chance: twice the share is out of reach where that is one half."""
 
 LEARNED = 0.5
 """Accuracy of a teacher on the samples that it learned from, or could have: one that is wrong on
@@ -43,6 +55,13 @@ TAUS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0)
 SOFT_GOAL = 0.5
 """The entropy that a proposed temperature comes nearest to: halfway between the ends."""
 
+FAILED, POOR = 0.3, 0.5
+"""Share of the teacher's way above chance that a student has come after a whole run: the worlds'
+come 0.8 of it and more, and what comes less than a third has not learned the task."""
+FAR = 0.15
+"""How far behind its teacher a student may be that does worse than without it, and yet be no
+failure."""
+
 LESS = 0.03
 """Agreement with the teacher that a taught student may lack from the same student alone."""
 APART = 0.1
@@ -62,6 +81,19 @@ LEARNT = 0.1
 no rates but a tenth are tried; the worlds' slowest (shapes) brings it down by 0.18."""
 WORTH = 0.25
 """Share of the start by which a higher rate must bring the loss down to be called better."""
+WORTH_STUCK = 0.05
+"""The same where the weights will hardly move."""
+HARDLY, STUCK = 0.1, 0.01
+"""How far all weights go in the whole run, at most, by their own size: a run at a usual rate goes
+once their size; at a hundredth it ends where it began."""
+SEVERAL = 3.0
+"""How many times higher a rate is proposed that was not tried."""
+USUAL = {"sgd": 0.05}
+"""A rate at which most students learn, by optimiser; of others, which scale their steps, 0.001."""
+HIGHEST = {"sgd": 0.5}
+"""The highest rate that is proposed, by optimiser; of others 0.01."""
+ALIKE_RATES = 0.1
+"""Share of the loss's fall that a lower rate may lack and still be taken before a higher one."""
 TOO_LOW = 2.0
 """How many times as far the loss must fall at a higher rate than it will in the whole run."""
 STILL = 0.42
@@ -80,6 +112,9 @@ BY_HEART = 128
 BEHIND = 0.15
 """How far a trained student may stay behind its teacher on the training set before it is asked to
 learn by heart."""
+
+TELLS = 0.05
+"""Two scores that are alike say so if they could have differed by this much and no less."""
 
 GAP_WATCH, GAP_BAD = 0.2, 0.35
 """Accuracy on train less that on held-out samples. The worlds, small on purpose, have up to 0.12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from limbeck.core.teachers import BlackBox, Cached
 from limbeck.doctor import limits
 from limbeck.doctor.numbers import error_of
 from limbeck.doctor.seen import Seen
@@ -42,6 +43,9 @@ def better(seen: Seen) -> Finding:
         return Finding("teacher", "bad", says, "train the teacher longer: it has learned little")
     if t > s or (after and side == "student" and t > s - noise):
         return Finding("teacher", "good", says)
+    if s - t <= noise and noise > limits.TELLS:
+        says += f"; {n} samples are too few to tell them apart"
+        return Finding("teacher", "unknown", says)
     advice = "take a better teacher, or train this one longer: there is little to learn from it"
     taught = after and side == "student"  # it may well outgrow a teacher that helped it
     state: State = "bad" if t < s - noise and not taught else "watch"
@@ -70,6 +74,33 @@ def classes(seen: Seen) -> Finding:
     return Finding("classes", "bad", says, advice)
 
 
+def outputs(seen: Seen) -> Finding:
+    """Does the teacher give logits where logits are read?"""
+    if seen.softmaxed:
+        says = (
+            "the teacher's outputs are probabilities (all in 0..1, each row sums to 1), and are "
+            "read as logits: softened once more they are nearly uniform"
+        )
+        advice = "let it return logits (no softmax at its end), or p.clamp_min(1e-12).log() of them"
+        return Finding("outputs", "bad", says, advice)
+    t = seen.answers.get(("teacher", "train"))
+    if t is None:
+        return _unknown("outputs", seen, "the teacher was not asked")
+    return Finding("outputs", "good", f"the teacher gives {'labels' if t.hard else 'logits'}")
+
+
+def _not_tried(seen: Seen) -> str:
+    """Whether the usual scales of the inputs were tried, as the end of a sentence."""
+    if seen.scales:
+        return "none of the usual scales of its inputs helps"
+    teacher = seen.task.the_teacher() if seen.task else None
+    why = {
+        BlackBox: "each would be asked of its server",
+        Cached: "a cache of answers takes no inputs",
+    }.get(type(teacher), "its inputs are no numbers that can be scaled")
+    return f"other scales of its inputs were not tried, since {why}"
+
+
 def inputs(seen: Seen) -> Finding:
     """Is the teacher fed as it was trained?"""
     if seen.inputs is not None:
@@ -86,12 +117,14 @@ def inputs(seen: Seen) -> Finding:
             return _unknown("inputs", seen, "the teacher was not asked")
         return Finding("inputs", "unknown", f"the teacher has {value:.3f}; the records say no more")
     share = float(torch.bincount(t.y).max()) / len(t)
-    if t.accuracy < limits.CHANCE * share and t.accuracy < limits.SURE:
+    if t.accuracy < min(limits.CHANCE * share, share + limits.ABOVE, limits.SURE):
         says = (
             f"the teacher is at chance on the training set ({t.accuracy:.3f}; always saying the "
-            f"most frequent class gives {share:.3f}), and none of the usual scales helps"
+            f"most frequent class gives {share:.3f}), and {_not_tried(seen)}"
         )
         advice = "check that its weights were loaded, and what its inputs looked like in training"
+        if seen.raised:
+            advice = "this run trained it, and it learned nothing: train it longer, or elsewhere"
         return Finding("inputs", "bad", says, advice)
     return Finding("inputs", "good", f"the teacher has {t.accuracy:.3f} on the training set")
 
@@ -136,7 +169,9 @@ def agreement(seen: Seen) -> Finding:
     s, t = seen.answers.get(("student", "held")), seen.answers.get(("teacher", "held"))
     alone: float | None = None
     found = _of_records(seen)
-    if s is not None and t is not None and s.logits.shape == t.logits.shape:
+    if s is not None and t is not None and s.logits.shape[1] == t.logits.shape[1]:
+        n = min(len(s), len(t))  # of the same samples; a slow side was asked on fewer
+        s, t = s.at(slice(n)), t.at(slice(n))
         top1, kl = _alike(s.logits, t.logits, t.hard)
         alone = found[2] if found else None
     elif found is not None:
@@ -146,13 +181,15 @@ def agreement(seen: Seen) -> Finding:
     says = f"student and teacher give the same first class to {top1:.3f} of held-out samples"
     says += f", with a mean KL of {kl:.3f} nats" if kl is not None else ""
     says += f" (the student alone: {alone:.3f})" if alone is not None else ""
-    if alone is not None and top1 < alone - limits.LESS:
+    n = seen.count("held")
+    noise = limits.NOISE * error_of(top1, n) if n else 0.0
+    if alone is not None and top1 < alone - max(limits.LESS, noise):
         advice = "the teaching did not reach the student: give the teacher's terms more weight"
         return Finding("agreement", "watch", says, advice)
     a, b = seen.score("student", "held"), seen.score("teacher", "held")
     if a is not None and b is not None and seen.classes > 1:
         by_chance = a * b + (1 - a) * (1 - b) / (seen.classes - 1)
-        if top1 < by_chance - limits.APART:
+        if top1 < by_chance - max(limits.APART, noise):
             advice = f"two independent judges this good agree on {by_chance:.3f}; look at the data"
             return Finding("agreement", "watch", says, advice)
     return Finding("agreement", "good", says)

@@ -11,7 +11,6 @@ from typing import Any
 from limbeck.core.vocabulary import ENTRIES
 from limbeck.doctor import limits
 from limbeck.doctor.numbers import entropy
-from limbeck.doctor.probe import losses
 from limbeck.doctor.seen import Seen, Tapped, first_line
 from limbeck.doctor.words import Finding, State, again
 from limbeck.errors import NonFinite
@@ -216,25 +215,3 @@ def features(seen: Seen) -> Finding:
         advice = f"the student does not look at {', '.join(low)}; give the term more weight"
         return Finding("features", "watch", says, advice)
     return Finding("features", "good", says)
-
-
-def progress(seen: Seen) -> Finding | None:
-    """How the method's loss went; None where it did not get so far."""
-    stages = {str(row["stage"]): losses([r for r in seen.rows if r["stage"] == row["stage"]])
-              for row in seen.rows}  # fmt: skip
-    told = ", ".join(
-        f"{s} {v[0]:.3g} to {statistics.fmean(v[-max(1, len(v) // 10) :]):.3g}"
-        for s, v in stages.items()
-        if v
-    )
-    if not told:
-        return None
-    if seen.records is not None and not seen.records.result:
-        at = seen.rows[-1]
-        says = f"the run is not finished: step {at.get('step')} of '{at['stage']}'; loss {told}"
-        resume = f"limbeck resume {seen.records.folder}"
-        return Finding("fit", "unknown", says, "what follows is of its first part", resume)
-    if seen.tried is not None and seen.tried.error is not None:
-        return None
-    when = f" in {seen.steps} steps" if seen.tried else ""
-    return Finding("fit", "good", f"the method's loss went: {told}{when}")

@@ -1,9 +1,8 @@
-"""Short fits in memory: of the method, of the student alone, at other rates, and by heart."""
+"""Short fits in memory: of the method, and of the student by heart."""
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,19 +24,17 @@ from limbeck.doctor import limits
 from limbeck.errors import NonFinite
 
 Row = Mapping[str, Any]
-_MOST = 10.0
-"""The highest rate that is tried unasked."""
 _LONG = 15.0
 """Seconds above which it is said how long all fits will take."""
 _FITS = 4
 """Short fits in all, in steps of the method's first: those without a teacher cost less."""
 
 
-class _Probing(Run):
+class Probing(Run):
     """A run in memory that keeps its log's rows and its fits."""
 
     def __init__(self, task: Task, seed: int, device: str | None, **more: Any) -> None:
-        super().__init__(task, seed, None, device, on_fit=self._on_fit, norms=1, **more)
+        super().__init__(task, seed, None, device, on_fit=self._on_fit, **more)
         self.rows: list[Row] = []
         self.fits: list[Any] = []
 
@@ -100,7 +97,7 @@ def tried(
 
     lr = share * task.budget.optimiser.lr
     short = replace(task, budget=shortened(task.budget, steps, lr))
-    run = _Probing(short, seed, device, after_step=after)
+    run = Probing(short, seed, device, after_step=after, norms=1)
     out = Tried(run.rows)
     try:
         with run, globals_kept():
@@ -114,84 +111,9 @@ def tried(
     return out
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Losses on labels at the end of short fits, by learning rate.
-
-    Attributes:
-        own: the task's rate.
-        whole: the rate at which a short fit goes as far as the whole run does at its own.
-        start: the loss before anything is learnt.
-        end: rate -> loss; infinite where it turned infinite.
-    """
-
-    own: float
-    whole: float
-    start: float
-    end: Mapping[float, float]
-
-    @property
-    def best(self) -> float:
-        """The rate with the lowest loss."""
-        return min(self.end, key=lambda lr: self.end[lr])
-
-
-@dataclass(frozen=True)
-class Alone:
-    """The student without a teacher: short fits at several rates, and its model at the task's."""
-
-    rates: Rates
-    model: nn.Module | None
-    rows: list[Row]
-
-
-def alone(task: Task, steps: int, seed: int, device: str | None) -> Alone:
-    """Fit the student on the labels at the task's rate, at a tenth, and further where need be."""
-    own = task.budget.optimiser.lr
-    per_epoch = task.batches().per_epoch(task.budget.batch)
-    far = max(1.0, task.budget.total(per_epoch) / steps)
-    rows, model = _on_labels(task, steps, seed, device, own)
-    slow = _on_labels(task, steps, seed, device, own / 10)
-    first = losses(slow[0])[:5]  # one batch alone may be a hard one
-    start = min(first[0], statistics.median(first)) if first else math.inf
-    end = {own: _end(rows, model), own / 10: _end(*slow)}
-
-    def ask(lr: float) -> None:
-        if lr not in end and lr <= max(own, _MOST):
-            end[lr] = _end(*_on_labels(task, steps, seed, device, lr))
-
-    if not min(end.values()) < (1 - limits.LEARNT) * start:
-        for lr in (own / 100, own / 1000, own * far, own * 10, own * 100, own * 1000):
-            ask(lr)
-    return Alone(Rates(own, own * far, start, end), model, rows)
-
-
-def _on_labels(
-    task: Task, steps: int, seed: int, device: str | None, lr: float
-) -> tuple[list[Row], nn.Module | None]:
-    """The rows of a short fit on the labels, and the student; None where it turned infinite."""
-    bare = replace(task, teacher=None, taps={}, budget=shortened(task.budget, steps, lr))
-    run = _Probing(bare, seed, device)
-    try:
-        with run, globals_kept():
-            student = run.student(bare)
-            fit(Labels(), student, Nobody(), bare.batches(), name="alone")
-    except NonFinite:
-        return run.rows, None
-    return run.rows, student
-
-
 def losses(rows: Sequence[Row]) -> list[float]:
     """The sums of the terms, row by row; without rows of measurements."""
     return [math.fsum(row["terms"].values()) for row in rows if "terms" in row]
-
-
-def _end(rows: Sequence[Row], model: nn.Module | None) -> float:
-    """The median loss of the last quarter; infinite where the fit did not reach its end."""
-    if model is None:
-        return math.inf
-    found = losses(rows)
-    return statistics.median(found[-max(1, len(found) // 4) :])
 
 
 def by_heart(task: Task, steps: int, seed: int, device: str | None) -> tuple[int, float]:
@@ -201,15 +123,18 @@ def by_heart(task: Task, steps: int, seed: int, device: str | None) -> tuple[int
     penalty on its weights, so that the task's own settings are not what fails.
     """
     table = Table(task.set("train"))
-    m = min(limits.BY_HEART, len(table))
+    most = limits.BY_HEART if steps >= limits.STEPS else limits.BY_HEART // 2
+    m = min(most, len(table))
     numbers = torch.randperm(len(table), generator=generator(seed, "by heart"))[:m]
     rows = table.rows(numbers, "by heart")
     few = Epochs({k: v for k, v in rows.columns.items() if k != "index"})
     best = 0.0
-    for times, lr in ((2, 1e-2), (2, 2e-3), (10, 5e-3)):
-        budget = Budget(steps=times * steps, batch=min(64, m), optimiser=Optimiser("adam", lr=lr))
+    for times, lr in ((2, 2e-3), (2, 1e-2), (10, 5e-3)):
+        budget = Budget(
+            steps=times * steps, batch=max(1, min(most // 2, m)), optimiser=Optimiser("adam", lr=lr)
+        )
         bare = replace(task, teacher=None, taps={}, budget=budget)
-        run = _Probing(bare, seed, device)
+        run = Probing(bare, seed, device)
         try:
             with run, globals_kept():
                 student = run.student(bare)

@@ -52,6 +52,11 @@ class Records:
         text = request.get("command") or self.told.get("command")
         return shlex.split(text) if text else None
 
+    @property
+    def teacher(self) -> Path:
+        """Where the teacher lies, if it was trained in this run."""
+        return self.folder / "teacher.safetensors"
+
     def scores(self) -> dict[tuple[str, str], float]:
         """Accuracies by side (teacher, student, alone) and set (train, held), as appraised."""
         found: dict[tuple[str, str], float] = {}

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
+
 from limbeck.core.card import parse_needs
 from limbeck.core.method import Method
 from limbeck.core.task import Task
 from limbeck.doctor.feed import Better, Order
-from limbeck.doctor.probe import Alone, Tried
+from limbeck.doctor.probe import Tried
+from limbeck.doctor.rates import Alone
 from limbeck.doctor.records import Records, Row
 from limbeck.doctor.sides import Answers
 from limbeck.errors import UsageError
@@ -49,6 +52,8 @@ class Seen:
     heart: tuple[int, float] | None = None
     taps: list[Tapped] = field(default_factory=list)
     inputs: Better | None = None
+    scales: int = 0  # of the inputs that were tried beside the one given
+    softmaxed: bool = False  # what is read as the teacher's logits are probabilities
     order: Order | None = None
     faults: dict[str, str] = field(default_factory=dict)
 
@@ -56,6 +61,20 @@ class Seen:
         """The accuracy of a side on a set: measured here, else as the records have it."""
         found = self.answers.get((side, where))
         return self.told.get((side, where)) if found is None else found.accuracy
+
+    def share(self, where: str) -> float | None:
+        """The share of the most frequent class of a set; None where it is not known."""
+        for (_, place), a in self.answers.items():
+            if place == where:
+                return float(torch.bincount(a.y).max()) / len(a)
+        told = self.records.appraisal if self.records and where == "held" else {}
+        counts = told.get("sides", {}).get("student", {}).get("per_class_count")
+        return max(counts) / sum(counts) if counts and sum(counts) else None
+
+    @property
+    def raised(self) -> bool:
+        """Whether the run trained its teacher itself, with its own budget."""
+        return self.records is not None and self.records.teacher.exists()
 
     def count(self, where: str) -> int:
         """Samples behind a score."""
@@ -65,7 +84,7 @@ class Seen:
     @property
     def misread(self) -> bool:
         """Whether the teacher is fed or read wrongly, so that what it taught counts for nothing."""
-        return self.inputs is not None or self.order is not None
+        return self.inputs is not None or self.order is not None or self.softmaxed
 
     def needs(self) -> set[str]:
         """What the method asks of the teacher, by its card and as it did."""

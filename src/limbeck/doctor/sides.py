@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 from limbeck.core.data import Batch, Table, reader_of
 from limbeck.core.evaluate import evaluating
 from limbeck.core.method import Clock
+from limbeck.core.rng import generator
 from limbeck.core.task import Task
 from limbeck.core.teacher import Setting
 from limbeck.core.views import Look, Side
+from limbeck.doctor import limits
 from limbeck.errors import UsageError
 
 SideOf = Callable[[Batch], Side]
 _CLOCK = Clock(0, "doctor", 0, 1, 1)
-_CHUNK = 256
+_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,41 @@ class Answers:
         """The share of samples whose first class is right."""
         return float((self.logits.argmax(-1) == self.y).double().mean())
 
+    @property
+    def softmaxed(self) -> bool:
+        """Whether what is read as logits has been through a softmax already."""
+        z = self.logits
+        if self.hard or z.shape[1] < 2 or not bool(((z >= 0) & (z <= 1)).all()):
+            return False
+        return bool(((z.sum(-1) - 1).abs() < 1e-2).all())  # half precision, rounded answers
+
+    def logged(self) -> Answers:
+        """Answers that are probabilities, as logits."""
+        return Answers(self.logits.clamp_min(1e-12).log(), self.y, self.hard)
+
+    def at(self, rows: Tensor | slice) -> Answers:
+        """Some of them."""
+        return Answers(self.logits[rows], self.y[rows], self.hard)
+
     def __len__(self) -> int:
         return len(self.y)
 
 
 def chunks(table: Table, most: int, device: torch.device) -> Iterator[Batch]:
-    """The first samples of a table, at most so many."""
-    for i in range(0, min(most, len(table)), _CHUNK):
-        yield table.rows(torch.arange(i, min(i + _CHUNK, most, len(table))), "in order").to(device)
+    """At most so many samples of a table, from all over it: data often lie class by class.
+
+    The order is always the same, so that the fewer are among the more.
+    """
+    order = torch.randperm(len(table), generator=generator(0, "doctor"))[:most]
+    for rows in order.split(_CHUNK):
+        yield table.rows(rows, "in order").to(device)
+
+
+def few_of(table: Table, most: int) -> Table:
+    """At most so many samples, read once and kept in memory."""
+    order = torch.randperm(len(table), generator=generator(0, "doctor"))[:most]
+    columns = table.rows(order, "in order").columns
+    return Table({k: v for k, v in columns.items() if k != "index"}, table.name)
 
 
 @contextmanager
@@ -96,13 +126,19 @@ def looked_at(
 def answers(
     side_of: SideOf, table: Table, most: int, device: torch.device, classes: int
 ) -> Answers:
-    """What a side answers on the first samples of a table, (N, C) whatever it gives.
+    """What a side answers on samples of a table, (N, C) whatever it gives.
+
+    A slow side is asked on fewer.
 
     Raises:
         UsageError: it gives no answer over classes, or the samples have no class labels.
     """
     logits, labels, hard = [], [], False
+    begun = time.perf_counter()
     for batch in chunks(table, most, device):
+        late = time.perf_counter() - begun > limits.PATIENCE
+        if late and sum(map(len, labels)) >= limits.FEWEST:
+            break
         y = batch.columns.get("y")
         if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
             raise UsageError(f"the samples of '{table.name}' have no class labels")

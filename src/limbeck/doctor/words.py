@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-State = Literal["bad", "watch", "unknown", "good"]
-ORDER: tuple[State, ...] = ("bad", "watch", "unknown", "good")
+State = Literal["bad", "watch", "follows", "unknown", "good"]
+ORDER: tuple[State, ...] = ("bad", "watch", "follows", "unknown", "good")
 """The states, the worst first."""
 
 
@@ -17,9 +17,10 @@ class Finding:
     """One question and its answer.
 
     Attributes:
-        name: of the question: teacher, classes, inputs, calibration, soft targets, temperature,
-            agreement, features, taps, balance, rate, student, data, fit.
-        state: the answer in a word; "unknown" where it could not be measured.
+        name: of the question: run, teacher, classes, inputs, outputs, calibration, soft targets,
+            temperature, agreement, features, taps, balance, rate, student, data, fit.
+        state: the answer in a word; "unknown" where it could not be measured, "follows" where it
+            would be a fault but comes from another that is named.
         says: a sentence with the numbers.
         advice: what to do; empty where there is nothing to do.
         command: that, as a command, where one does it.
@@ -57,10 +58,15 @@ def concluded(findings: Sequence[Finding], key: str, after: bool) -> Diagnosis:
         after: whether a run was looked at, and not a task before one.
     """
     ordered = tuple(sorted(findings, key=lambda f: ORDER.index(f.state)))
-    bad = [f.name for f in ordered if f.state == "bad"]
+    failed = any(f.name == "run" and f.state == "bad" for f in ordered)
+    bad = [f.name for f in ordered if f.state == "bad" and f.name != "run"]
     watch = [f.name for f in ordered if f.state == "watch"]
     good = sum(f.state == "good" for f in ordered)
-    if bad:
+    if failed:
+        named = [*bad, *watch]
+        why = ", ".join(named) if named else "none of the other questions says why"
+        verdict = f"the run failed: {why}"
+    elif bad:
         verdict = f"{_count(len(bad), 'fault')} ({', '.join(bad)})"
         verdict += f", {len(watch)} to watch ({', '.join(watch)})" if watch else ""
     elif watch:
@@ -72,21 +78,22 @@ def concluded(findings: Sequence[Finding], key: str, after: bool) -> Diagnosis:
         verdict = f"healthy: {good} of {len(ordered)} questions have good answers for {what}"
     else:
         verdict = "nothing could be measured"
-    return Diagnosis(ordered, not bad and not watch and good > 0, verdict)
+    return Diagnosis(ordered, not (failed or bad or watch) and good > 0, verdict)
 
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" + ("s" if n > 1 else "")
 
 
-def again(command: Sequence[str], changes: Mapping[str, Any]) -> str:
+def again(command: Sequence[str], changes: Mapping[str, Any], without: Sequence[str] = ()) -> str:
     """A command with some options changed or added, and without the folder of the last run.
 
     Args:
         command: its words: limbeck run KEY ...
         changes: option -> value, as {"--tau": 4.0}; None for a flag that takes none.
+        without: further options to leave out, with their values.
     """
-    drop = {*changes, "--out"}
+    drop = {*changes, "--out", *without}
     kept: list[str] = []
     words = iter(command)
     for word in words:
@@ -100,3 +107,16 @@ def again(command: Sequence[str], changes: Mapping[str, Any]) -> str:
         if value is not None:
             kept.append(f"{value:g}" if isinstance(value, float) else str(value))
     return shlex.join(kept)
+
+
+def grouped(findings: Sequence[Finding]) -> list[Finding]:
+    """What is not known for one and the same reason, as one finding."""
+    out: list[Finding] = []
+    for says in dict.fromkeys((f.state, f.says) for f in findings):
+        same = [f for f in findings if (f.state, f.says) == says]
+        first = same[0]
+        if first.state == "unknown" and len(same) > 1:
+            others = ", ".join(f.name for f in same[1:])
+            first = replace(first, says=f"{first.says} (nor are: {others})")
+        out += [first] if first.state == "unknown" else same
+    return out
