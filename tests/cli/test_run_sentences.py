@@ -225,10 +225,10 @@ def test_interrupted_is_said_by_the_first_process_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(argv: list[str]) -> int:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("runs/one")
 
     monkeypatch.setattr("limbeck.cli.running.run", stop)
-    for rank, told in (("0", "interrupted; go on with: limbeck resume DIR\n"), ("1", "")):
+    for rank, told in (("0", "interrupted; go on with: limbeck resume runs/one\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         assert main(["run", "kd"]) == 130
         assert capsys.readouterr().err == told

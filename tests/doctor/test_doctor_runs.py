@@ -167,7 +167,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
     (tmp_path / "seed-3").mkdir()
     (tmp_path / "seed-3" / "run.json").write_text("{}")
-    with pytest.raises(Missing, match=r"holds several: name one, as .*seed-3"):
+    with pytest.raises(Missing, match=r"of several seeds; name one, as .*seed-3"):
         read(tmp_path)
     (tmp_path / "run.json").write_text("[1")
     with pytest.raises(UsageError, match="cannot be read"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from limbeck.core.card import call
 from limbeck.core.sources import specs
 from limbeck.errors import UsageError
 
-__all__ = ["BUDGET", "asked", "name_of"]
+__all__ = ["BUDGET", "asked", "name_of", "without"]
 
 BUDGET = ("epochs", "steps", "batch", "lr", "precision", "accumulate", "workers")
 """Flags that change the task's budget."""
@@ -161,3 +161,18 @@ def _budget(args: argparse.Namespace) -> dict[str, Any]:
     if given["workers"] is not None and not 0 <= given["workers"] <= 256:
         raise UsageError(f"--workers is {given['workers']}; give a number from 0 to 256")
     return {name: value for name, value in given.items() if value is not None}
+
+
+def without(argv: Sequence[str], options: dict[str, int]) -> list[str]:
+    """The words without some options and the values that they take."""
+    kept: list[str] = []
+    skip = 0
+    for word in argv:
+        option, eq, _ = word.partition("=")
+        if skip:
+            skip -= 1
+        elif option in options:
+            skip = 0 if eq else options[option]
+        else:
+            kept.append(word)
+    return kept

@@ -73,8 +73,9 @@ def make_folder(folder: Path) -> None:
     """
     try:
         if folder.exists() and any(folder.iterdir()):
-            told = f"{folder} is not empty and holds no run; name another folder with --out"
-            raise UsageError(told)
+            seeds = len(list(folder.glob("seed-*/run.json")))
+            there = f"holds the runs of {seeds} seeds" if seeds else "is not empty and holds no run"
+            raise UsageError(f"{folder} {there}; name another folder with --out")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         told = f"the folder {folder} cannot be made ({error.strerror}); name another with --out"
@@ -170,7 +171,8 @@ def sentence(facts: dict[str, Any], folder: Path) -> str:
     else:
         told = "done"
     asked = facts.get("requests")
-    told += "" if asked is None else f"; {asked} request{'s' * (asked != 1)} to the teacher"
+    many = f"{asked} request{'s' * (asked != 1)} to the teacher in this call"
+    told += "" if asked is None else f"; {many}"
     return f"{head}: {told}; in {folder}"
 
 
@@ -198,7 +200,11 @@ def of_seeds(told: dict[str, Any]) -> str:
     if len(alone) != len(score["each"]):
         return line
     apart = [a - b for a, b in zip(score["each"], alone, strict=True)]
-    mean, half = statistics.fmean(apart), _half(apart)
+    mean = statistics.fmean(apart)
+    if len(apart) < 3:
+        few = f"{told['method']} over the student alone: {mean:+.4f} (an impression, of {n} seeds)"
+        return f"{line}\n{few}"
+    half = _half(apart)
     between = f"{mean - half:+.4f} to {mean + half:+.4f}"
     return (
         f"{line}\n{told['method']} over the student alone: {mean:+.4f} "

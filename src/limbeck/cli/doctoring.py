@@ -7,19 +7,21 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.cli import _flags as flags
 from limbeck.cli import _records as records
 from limbeck.cli import _tasks as tasks
+from limbeck.cli._asked import without
 from limbeck.cli._parser import Parser
 from limbeck.core.card import call
 from limbeck.errors import Missing, UsageError
 from limbeck.registry import Entry, find
 
 if TYPE_CHECKING:
+    from limbeck.core.task import Task
     from limbeck.doctor import Diagnosis, Finding
 
 __all__ = ["doctor"]
@@ -132,7 +134,7 @@ def _before(
         say(note)
     written = [w for k, v in values.items() for w in (f"--{k.replace('_', '-')}", str(v))]
     named = entry.card.key if entry.room != "own" else str(entry.path)
-    kept = _without(argv, {"--method": 1, "--probe-steps": 1, "--json": 0})
+    kept = without(argv, {"--method": 1, "--probe-steps": 1, "--json": 0})
     command = ["limbeck", "run", named, *kept, *written]
     found = diagnose(
         task,
@@ -143,22 +145,15 @@ def _before(
         command=command,
         say=say,
     )
+    _tell_requests(task, say)
     return found, command
 
 
-def _without(argv: Sequence[str], options: dict[str, int]) -> list[str]:
-    """The words without some options and the values that they take."""
-    kept: list[str] = []
-    skip = 0
-    for word in argv:
-        option, eq, _ = word.partition("=")
-        if skip:
-            skip -= 1
-        elif option in options:
-            skip = 0 if eq else options[option]
-        else:
-            kept.append(word)
-    return kept
+def _tell_requests(task: Task | None, say: Callable[[str], None]) -> None:
+    """Say how often a served teacher was asked: requests may cost."""
+    ask = getattr(None if task is None else task.the_teacher(), "ask", None)
+    if asked := getattr(ask, "asked", 0):
+        say(f"{asked} request{'s' * (asked != 1)} to the teacher")
 
 
 def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[str]]:
@@ -196,6 +191,7 @@ def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[s
         probe_steps=args.probe_steps,
         say=say,
     )
+    _tell_requests(task, say)
     return found, command
 
 

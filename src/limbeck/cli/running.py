@@ -199,6 +199,8 @@ def _execute(
             command=request["command"],
             **tasks.tuples(request["given"]),
         ).facts
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(str(folder)) from None
     except UsageError:
         never = {"run.json", "teacher.safetensors"}
         if records.is_first() and {p.name for p in folder.iterdir()} <= never:

@@ -1,4 +1,4 @@
-"""The answers of a served teacher, kept on the disk."""
+"""The questions to a served teacher, and its answers, kept on the disk."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from limbeck.errors import UsageError
 
-__all__ = ["Store"]
+__all__ = ["Store", "plain"]
 
 
 class Store:
@@ -69,3 +71,13 @@ class Store:
 
 def _digest(request: str) -> bytes:
     return hashlib.blake2b(request.encode(), digest_size=16).digest()
+
+
+def plain(x: Any) -> list[Any]:
+    """A batch of samples as JSON has them."""
+    if isinstance(x, Tensor):
+        return list(x.cpu().tolist())
+    if isinstance(x, dict):
+        columns = {k: plain(v) for k, v in x.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [row.tolist() if isinstance(row, Tensor) else row for row in x]

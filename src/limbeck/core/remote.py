@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import re
 import time
@@ -21,11 +22,13 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from limbeck.core.answers import Store
+from limbeck.core.answers import Store, plain
 from limbeck.core.files import cache_folder
 from limbeck.core.sources.specs import KEY, check_address
 from limbeck.core.teachers import BlackBox, check_probabilities
 from limbeck.errors import UsageError
+
+_log = logging.getLogger(__name__)
 
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers after which a server may be asked again
 _BROKEN = (OSError, ValueError, http.client.HTTPException)
@@ -93,7 +96,7 @@ class Client:
 
     def __call__(self, x: Any) -> Tensor:
         """Labels (B,) int64, or probabilities (B, C) float32, of a batch of raw samples."""
-        rows = [json.dumps(row, separators=(",", ":")) for row in _plain(x)]
+        rows = [json.dumps(row, separators=(",", ":")) for row in plain(x)]
         found = self._kept(rows)
         missing = [row for row in dict.fromkeys(rows) if row not in found]
         for i in range(0, len(missing), self.batch):
@@ -171,6 +174,8 @@ class Client:
             except _BROKEN as error:  # no connection, a time-out, a broken answer
                 why = _start(str(getattr(error, "reason", error)) or type(error).__name__)
             if attempt < self.retries:
+                of = f"attempt {attempt + 2} of {self.retries + 1} in {wait:.3g} s"
+                _log.warning("no answer from %s (%s): %s", self.shown, why, of)
                 time.sleep(wait)
         raise UsageError(
             f"the teacher at {self.shown} could not be asked, {self.retries + 1} times in a row "
@@ -249,16 +254,6 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
-
-
-def _plain(x: Any) -> list[Any]:
-    """A batch of samples as JSON has them."""
-    if isinstance(x, Tensor):
-        return list(x.cpu().tolist())
-    if isinstance(x, dict):
-        columns = {k: _plain(v) for k, v in x.items()}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return [row.tolist() if isinstance(row, Tensor) else row for row in x]
 
 
 def _form(shape: Sequence[int]) -> str:

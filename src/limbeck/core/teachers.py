@@ -194,7 +194,10 @@ class BlackBox(Teacher):
 
         why = f"it is a black box that gives {self.gives} only"
         if self.gives == "labels":
-            why += "; for methods that take them: limbeck list --needs labels"
+            why += (
+                "; methods that take them: limbeck list --needs labels (of pictures), or give "
+                "labels as probabilities of 0 and 1, as docs/own-model.md shows"
+            )
         return Fixed("teacher", answer, batch, self._asked, why)
 
     def identity(self) -> str:

@@ -16,7 +16,7 @@ PATIENCE, FEWEST = 10.0, 256
 """Seconds after which a side is asked no more of a set, once it was asked on so many samples."""
 
 STEPS, LEAST = 60, 20
-"""Steps of a short fit, and how few where steps are slow: the planted faults show in 20."""
+"""Steps of a short fit, and how few where steps are slow: tried on planted faults at 60."""
 GOAL = 20.0
 """Seconds that the usual short fits may take before they have fewer steps."""
 

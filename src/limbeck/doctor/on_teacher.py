@@ -94,10 +94,11 @@ def _not_tried(seen: Seen) -> str:
     if seen.scales:
         return "none of the usual scales of its inputs helps"
     teacher = seen.task.the_teacher() if seen.task else None
-    why = {
-        BlackBox: "each would be asked of its server",
-        Cached: "a cache of answers takes no inputs",
-    }.get(type(teacher), "its inputs are no numbers that can be scaled")
+    why = "its inputs are no numbers that can be scaled"
+    if isinstance(teacher, BlackBox):
+        why = "each would be asked of its server"
+    elif isinstance(teacher, Cached):
+        why = "a cache of answers takes no inputs"
     return f"other scales of its inputs were not tried, since {why}"
 
 
@@ -122,7 +123,10 @@ def inputs(seen: Seen) -> Finding:
             f"the teacher is at chance on the training set ({t.accuracy:.3f}; always saying the "
             f"most frequent class gives {share:.3f}), and {_not_tried(seen)}"
         )
-        advice = "check that its weights were loaded, and what its inputs looked like in training"
+        advice = (
+            "check that its weights were loaded (--pretrained no has it trained first), and what "
+            "its inputs looked like in training"
+        )
         if seen.raised:
             advice = "this run trained it, and it learned nothing: train it longer, or elsewhere"
         return Finding("inputs", "bad", says, advice)

@@ -206,7 +206,7 @@ def features(seen: Seen) -> Finding:
     """How alike are the two sides' features?"""
     found = {t.name: t.cka for t in seen.taps if t.cka is not None}
     if not found:
-        return Finding("features", "unknown", "not known: no tap can be read on both sides")
+        return Finding("features", "unknown", "not known: nothing is tapped on both sides")
     told = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     says = f"linear CKA of the sides' features: {told}"
     needed = seen.needs() & set(found)

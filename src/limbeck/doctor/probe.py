@@ -18,7 +18,8 @@ from limbeck.core.method import Method, Objective, Result
 from limbeck.core.objectives import Labels
 from limbeck.core.rng import generator, globals_kept
 from limbeck.core.run import Run
-from limbeck.core.task import Budget, Optimiser, Task, accuracy
+from limbeck.core.score import accuracy
+from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.core.teachers import Nobody
 from limbeck.doctor import limits
 from limbeck.errors import NonFinite
@@ -119,17 +120,19 @@ def losses(rows: Sequence[Row]) -> list[float]:
 def by_heart(task: Task, steps: int, seed: int, device: str | None) -> tuple[int, float]:
     """How many training samples a fresh student was asked to learn, and its accuracy on them.
 
-    It has twice the steps of a short fit, or ten times if it must, Adam at several rates and no
-    penalty on its weights, so that the task's own settings are not what fails.
+    It has twice the steps of a short fit, or more if it must (of slow models fewer), Adam at
+    several rates and no penalty on its weights, so that the task's own settings are not what fails.
     """
     table = Table(task.set("train"))
-    most = limits.BY_HEART if steps >= limits.STEPS else limits.BY_HEART // 2
+    slow = steps < limits.STEPS
+    most = limits.BY_HEART // 2 if slow else limits.BY_HEART
+    tries = ((2, 2e-3), (6, 5e-3)) if slow else ((2, 2e-3), (2, 1e-2), (10, 5e-3))
     m = min(most, len(table))
     numbers = torch.randperm(len(table), generator=generator(seed, "by heart"))[:m]
     rows = table.rows(numbers, "by heart")
     few = Epochs({k: v for k, v in rows.columns.items() if k != "index"})
     best = 0.0
-    for times, lr in ((2, 2e-3), (2, 1e-2), (10, 5e-3)):
+    for times, lr in tries:
         budget = Budget(
             steps=times * steps, batch=max(1, min(most // 2, m)), optimiser=Optimiser("adam", lr=lr)
         )

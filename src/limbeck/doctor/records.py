@@ -84,8 +84,9 @@ def read(folder: str | Path) -> Records:
     told = _json(place / "run.json")
     if told is None:
         seeds = sorted(p.parent.name for p in place.glob("seed-*/run.json"))
-        hint = f"; it holds several: name one, as {place / seeds[0]}" if seeds else ""
-        raise Missing(f"there is no run in {place} (no run.json){hint}")
+        if seeds:
+            raise Missing(f"{place} holds runs of several seeds; name one, as {place / seeds[0]}")
+        raise Missing(f"there is no run in {place} (no run.json)")
     try:
         lines = (place / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # it stopped before its first step, or its method trains nothing

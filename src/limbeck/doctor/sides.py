@@ -133,11 +133,13 @@ def answers(
     Raises:
         UsageError: it gives no answer over classes, or the samples have no class labels.
     """
-    logits, labels, hard = [], [], False
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    hard = False
     begun = time.perf_counter()
     for batch in chunks(table, most, device):
         late = time.perf_counter() - begun > limits.PATIENCE
-        if late and sum(map(len, labels)) >= limits.FEWEST:
+        if late and sum(len(part) for part in labels) >= limits.FEWEST:
             break
         y = batch.columns.get("y")
         if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
