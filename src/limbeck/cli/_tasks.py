@@ -100,9 +100,11 @@ def with_taps(task: Task, entries: Iterable[str]) -> Task:
     from limbeck.core.layout import propose
 
     taps = propose(task, missing)
-    told = " ".join(f"{name}={','.join(map(str, paths))}" for name, paths in taps.items())
+    pairs = {n: paths for n, paths in taps.items() if None not in paths}  # of two modules
+    told = " ".join(f"{name}={','.join(map(str, paths))}" for name, paths in pairs.items())
     note = f"the models are read inside, at a guess that --taps can change: --taps {told}"
-    return replace(task, taps={**task.taps, **taps}, notes=(*task.notes, note))
+    notes = (*task.notes, note) if pairs else task.notes
+    return replace(task, taps={**task.taps, **taps}, notes=notes)
 
 
 def load_task(where: str) -> Task:
