@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from limbeck.errors import UsageError
 from limbeck.core.text.align import align, chunks
 from limbeck.core.text.encoded import encode, encode_all, encode_chat, encode_pair
+from limbeck.errors import UsageError
 
 pytest.importorskip("transformers", reason="needs transformers")
 pytestmark = pytest.mark.xdist_group("language_align")
