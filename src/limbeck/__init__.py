@@ -63,7 +63,8 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from limbeck.core.method import Given, Mean, Method, Objective, Result
     from limbeck.core.objectives import Labels, Sum
     from limbeck.core.run import loop, rng, stage
-    from limbeck.core.task import Budget, Optimiser, Score, Task
+    from limbeck.core.score import Score
+    from limbeck.core.task import Budget, Optimiser, Task
     from limbeck.core.teachers import BlackBox, Cached, Frozen, Nobody
     from limbeck.core.untrained import Untrained
     from limbeck.core.updates import PerTerm, Phase, Routed, Surgery, Total
@@ -82,7 +83,8 @@ _NAMES = {
     "core.method": "Given Mean Method Objective Result",
     "core.objectives": "Labels Sum",
     "core.run": "loop rng stage",
-    "core.task": "Budget Optimiser Score Task",
+    "core.score": "Score",
+    "core.task": "Budget Optimiser Task",
     "core.teachers": "BlackBox Cached Frozen Nobody",
     "core.untrained": "Untrained",
     "core.updates": "PerTerm Phase Routed Surgery Total",

@@ -66,7 +66,7 @@ def chunks(table: Table, most: int, device: torch.device) -> Iterator[Batch]:
     The order is always the same, so that the fewer are among the more.
     """
     order = torch.randperm(len(table), generator=generator(0, "doctor"))[:most]
-    for rows in order.split(_CHUNK):
+    for rows in torch.split(order, _CHUNK):
         yield table.rows(rows, "in order").to(device)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -170,7 +170,7 @@ class DistiLLM(Objective):
 
     def run(self, task: Task) -> Result:
         """One fit, with texts of the student's as the scheduler decides."""
-        text, main = text_of(task), task.batches()
+        text, main = text_of(task), cast(Batches, task.batches())
         if self.corpus and task.set_or_none("corpus") is not None:
             main = Beside(main, corpus=task.batches("corpus"))
         batches = Scheduler(self, task, main, text)

@@ -94,7 +94,7 @@ class Rollouts(OnPolicy):
         super().__init__(main, text, new=method.new or text.context // 2, least=method.least)
         self.method = method
 
-    own = True
+    wants_own = True
 
     def source(self, u: float, student: nn.Module, clock: Clock) -> Source:
         return "mixed"

@@ -152,7 +152,7 @@ class ULD(Objective):
         if n <= size:
             return found(slice(0, n))
         parts = [slice(i, i + size) for i in range(0, n, size)]
-        again = {"use_reentrant": False, "preserve_rng_state": False}
+        again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         return torch.cat([checkpoint(found, part, **again) for part in parts])
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from limbeck.core.data import Batch, Table, reader_of
 from limbeck.core.evaluate import evaluating
 from limbeck.core.method import Clock
-from limbeck.core.task import Score, Task
+from limbeck.core.score import Score
+from limbeck.core.task import Task
 from limbeck.core.teacher import Setting, Teacher
 from limbeck.core.views import Side, entries_of
 from limbeck.core.views import shown as seen
@@ -173,7 +174,7 @@ def _host(value: Tensor) -> Tensor:
 
 def _score(score: Score, z: Tensor, y: Tensor | None, like: Tensor | None) -> float | None:
     """The task's score; labels count as logits that are sure of them."""
-    if y is None:
+    if y is None or score.of is None:
         return None
     if not z.is_floating_point():
         if like is None or like.dim() != 2 or int(z.max()) >= like.shape[1]:

@@ -89,7 +89,7 @@ def _write(
             result.facts["teacher"] = measured["sides"].get("teacher", {}).get("score")
         if "silent" in measured and not isinstance(task.the_teacher(), Nobody | Cached):
             run.progress.say(f"the teacher was not measured: {measured['silent']}")
-    client = getattr(task.the_teacher(), "ask", None)
+    client: Any = getattr(task.the_teacher(), "ask", None)
     if hasattr(client, "asked"):
         result.facts["requests"] = client.asked
     if task.split:

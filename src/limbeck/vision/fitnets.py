@@ -16,8 +16,9 @@ from limbeck.core.losses.divergences import soft_cross_entropy
 from limbeck.core.method import Clock, Facts, Method, Objective, Result, number
 from limbeck.core.objectives import ramp
 from limbeck.core.run import current
+from limbeck.core.score import Score
 from limbeck.core.taps import UpTo
-from limbeck.core.task import Budget, Score, Task
+from limbeck.core.task import Budget, Task
 from limbeck.core.teachers import Frozen
 from limbeck.core.views import Side
 from limbeck.errors import Missing, UsageError

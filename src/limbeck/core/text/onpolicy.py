@@ -56,7 +56,7 @@ class OnPolicy(Batches):
                 f"{text.context}; write fewer, or give the task a longer context"
             )
 
-    own = False
+    wants_own = False
     """Whether each writer's own log-probabilities are wanted in `noted`."""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class OnPolicy(Batches):
             temperature=self.temperature,
             top_p=self.top_p,
             weights=weights,
-            own=self.own,
+            own=self.wants_own,
             vocab=self.text.vocab,
         )
         made = _changed(batch.replace(x={"ids": written.ids, "mask": written.mask}, y=written.y))

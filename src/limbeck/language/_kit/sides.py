@@ -79,8 +79,8 @@ def context_of(asked: int, models: Sequence[Found]) -> int:
     """What is asked, within what the models can see."""
     if asked < 8:
         raise UsageError(f"a context of {asked} tokens was asked for; give at least 8")
-    sizes = [getattr(model.config, "max_position_embeddings", None) for model in models]
-    return min([asked, *(size for size in sizes if size)])
+    sizes = [getattr(model.config, "max_position_embeddings", None) or asked for model in models]
+    return int(min([asked, *sizes]))
 
 
 def other_of(one: Found | None, two: Found) -> Any:

@@ -122,7 +122,7 @@ def biased_pairs(table: Table, tokenizer: Any, other: Any, limit: float) -> Tens
             count += torch.bincount(ids, minlength=len(count))[: len(count)]
         pair = sides(batch)
         keys = keys_of(*pair, len(tokenizer))[pair[0].sizes() > 0]
-        seen = torch.cat([seen, keys]).unique()
+        seen = torch.unique(torch.cat([seen, keys]))
     one, two = (Ends(Pieces(t), c) for t, c in zip(tokenizers, counts, strict=True))
     found = [
         key

@@ -7,6 +7,7 @@ the tokens of one are neighbours. Merging chunks is giving them new numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -149,13 +150,14 @@ def _at_places(signal: Signal, ids: Tensor, group: Tensor | None) -> Tensor:
     if n <= size:
         return found(slice(0, n))
     parts = [slice(i, i + size) for i in range(0, n, size)]
-    again = {"use_reentrant": False, "preserve_rng_state": False}
+    again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     return torch.cat([checkpoint(found, part, **again) for part in parts])
 
 
 def windows(values: Tensor, size: int) -> Tensor:
     """Sums over `size` neighbouring chunks, (B, C) -> (B, ceil(C / size))."""
-    return F.pad(values, (0, -values.shape[1] % size)).unflatten(1, (-1, size)).sum(-1)
+    padded = F.pad(values, (0, -values.shape[1] % size))
+    return padded.view(len(values), -1, size).sum(-1)
 
 
 def closing(there: Tensor, size: int) -> Tensor:
