@@ -130,7 +130,8 @@ def _shape(seen: Look, settled: Sequence[Settled]) -> Shape:
     size = largest.size or seen.side
     if seen.alike and seen.side < size:
         size = seen.side
-    return Shape(size, seen.channels, largest.net.wants.interpolation)
+    # as the student wants it, which is what its export says
+    return Shape(size, seen.channels, settled[-1].net.wants.interpolation)
 
 
 # --- what is said --------------------------------------------------------------------------------
