@@ -14,6 +14,7 @@ from limbeck.core.teacher import Teacher
 from limbeck.core.teachers import Frozen, Nobody
 from limbeck.core.text import encode, students
 from limbeck.core.text.lora import lora
+from limbeck.core.text.masking import Masked
 from limbeck.core.text.models import Found, library, load
 from limbeck.core.text.view import Causal, Classifier, is_linear
 from limbeck.core.untrained import Untrained
@@ -65,7 +66,7 @@ def student_of(given: Any, teacher: Found | None, classes: int | None) -> Found:
 
 
 def check_kinds(one: Found | None, two: Found, classes: int | None) -> None:
-    wanted = "classifier" if classes else "causal"
+    wanted = "classifier" if classes else "masked" if two.kind == "masked" else "causal"
     for side, model in (("teacher", one), ("student", two)):
         if model is not None and model.kind != wanted:
             rows = "have labels" if classes else "have no labels"
@@ -121,6 +122,8 @@ def reader_of(
     if model.kind == "classifier":
         return Classifier()
     vocab = len(model.tokenizer)
+    if model.kind == "masked":
+        return Masked(vocab)
     reader = Causal(vocab, side)
     module = make()
     return Causal(vocab, side, is_linear(module, reader(x), vocab))

@@ -15,6 +15,7 @@ from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.core.teachers import Nobody
 from limbeck.core.text import encode, students, texts
 from limbeck.core.text.facts import Text
+from limbeck.core.text.masking import MaskedText, Masking, fixed, masked_nll
 from limbeck.core.text.models import Found, load
 from limbeck.core.text.places import IGNORED
 from limbeck.core.text.scores import bits_per_byte
@@ -42,6 +43,8 @@ def task(
     budget: Budget | None = None,
 ) -> Task:
     """Make a task of language modelling, or of classifying texts where they have labels.
+
+    Of masked models (BERT and its kind) it is to fill in hidden tokens of plain texts.
 
     Args:
         teacher: words ("hf:HuggingFaceTB/SmolLM2-135M-Instruct", a folder of save_pretrained,
@@ -84,25 +87,17 @@ def task(
         )
     elif not isinstance(ready, Nobody):
         readers["teacher"] = readers["student"]
-    eos = two.tokenizer.eos_token_id
     begins = isinstance(student, str) and student.startswith(("truncate:", "width:"))
     rows = {part: len(samples["y"]) for part, samples in sets.items()}
     return Task(
         teacher=ready,
         student=make,
         **{part: sets[part] for part in ("train", "valid", "test")},
-        score=accuracy if classes else bits_per_byte,
+        score=accuracy if classes else masked_nll if two.kind == "masked" else bits_per_byte,
         budget=budget or _budget(rows["train"]),
         data={
             "names": found.names,
-            "text": Text(
-                vocab=len(two.tokenizer),
-                context=context,
-                eos=() if eos is None else (eos,),
-                pad=two.tokenizer.pad_token_id,
-                tokenizer=two.tokenizer,
-                other=other,
-            ),
+            "text": _text(two, other, context),
         },
         taps=dict(taps or {}),
         readers=readers,
@@ -130,6 +125,12 @@ def _encoded(
     sets, notes = {}, []
     for part in ("train", "valid", "test"):
         rows = getattr(found, part)
+        if student.kind == "masked" and (other is not None or "text" not in rows[0]):
+            raise UsageError(
+                "masked models are taught on plain texts, by a teacher with the student's "
+                f"tokenizer, and {'its is another' if other is not None else 'these are answers'}; "
+                "give others"
+            )
         if found.names:
             samples = encode.labelled(rows, student.tokenizer, context)
         elif other is not None:
@@ -139,11 +140,40 @@ def _encoded(
         else:
             samples = encode.answers(rows, student.tokenizer, context)
         columns: dict[str, Any] = {"x": samples.x, "y": samples.y}
-        if not found.names:
+        if student.kind == "masked":
+            columns = fixed(samples.x, samples.y, _masking(student), part)
+        elif not found.names:
             columns["bytes"] = _bytes(samples.y, student.tokenizer)
         sets[part] = columns
         notes += [f"{part}: {note}" for note in samples.notes]
     return sets, notes
+
+
+def _masking(student: Found) -> Masking:
+    """How tokens are hidden in what is scored."""
+    if student.tokenizer.mask_token_id is None:
+        raise UsageError(
+            f"the student {student.name} fills in hidden tokens, and its tokenizer has none that "
+            "stands for one; set its mask_token"
+        )
+    return Masking(student.tokenizer.mask_token_id, len(student.tokenizer))
+
+
+def _text(student: Found, other: Any, context: int) -> Text | MaskedText:
+    """What methods need to know of the texts."""
+    words = student.tokenizer
+    if student.kind == "masked":
+        return MaskedText(
+            len(words), context, words.mask_token_id, words.pad_token_id, tokenizer=words
+        )
+    return Text(
+        vocab=len(words),
+        context=context,
+        eos=() if words.eos_token_id is None else (words.eos_token_id,),
+        pad=words.pad_token_id,
+        tokenizer=words,
+        other=other,
+    )
 
 
 def _bytes(y: Tensor, tokenizer: Any) -> Tensor:
