@@ -35,7 +35,8 @@ def task(
     Args:
         seed: not read: data and teacher are fixed.
         tiny: a small vocabulary of steps, texts and models.
-        teacher: layers x width, 4x128 by default.
+        teacher: layers x width, 4x128 by default, trained on up to five times as many samples; or
+            "none".
         student: layers x width, 2x64 by default.
         n: training samples, of `context` characters each.
         context: characters of a sample, 64 by default.
@@ -54,8 +55,9 @@ def task(
             f"{many + 2 * held} samples of {size} characters are more than the text has "
             f"({len(words)}); give a smaller n"
         )
-    ids = coded(words, many + 2 * held, size)
-    ids = ids[torch.randperm(len(ids), generator=generator("charlm"))]
+    total = many + 2 * held
+    pieces = coded(words, min(total + 4 * many, len(words) // size), size)
+    ids = pieces[torch.randperm(total, generator=generator("charlm"))]
     sets = [columns(part, prompted) for part in torch.split(ids, [many, held, held])]
     vocab = len(letters(words)) + 2
     reader = Causal(vocab)
@@ -71,10 +73,13 @@ def task(
         readers={"student": reader, "teacher": reader},
         name="charlm",
     )
+    if teacher == "none":
+        return made
     family = teacher or ("2x64" if tiny else "4x128")
     make = causal(family, "teacher", vocab, size)
-    budget = rate(300, 5e-3, 16) if tiny else rate(2000, 3e-3)
-    alone = replace(made, readers={"student": reader})
+    budget = rate(300, 5e-3, 16) if tiny else rate(2000, 2e-3)
+    much = columns(torch.cat([ids[:many], pieces[total:]]), prompted)
+    alone = replace(made, train=much, readers={"student": reader})
     return replace(
         made, teacher=Frozen(taught(f"charlm-{family}", make, NextTokens(), alone, budget))
     )
