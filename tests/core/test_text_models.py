@@ -13,10 +13,11 @@ import torch
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers")
 
+from limbeck.core import hub  # noqa: E402
 from limbeck.core.checkpoints import save  # noqa: E402
 from limbeck.core.rng import seed_globals  # noqa: E402
 from limbeck.core.sources.specs import Model  # noqa: E402
-from limbeck.core.text import models, students  # noqa: E402
+from limbeck.core.text import students  # noqa: E402
 from limbeck.core.text.models import load  # noqa: E402
 from limbeck.core.text.view import is_linear  # noqa: E402
 from limbeck.errors import Missing, UsageError  # noqa: E402
@@ -389,7 +390,7 @@ def test_without_the_package_its_extra_is_named(tmp_path, monkeypatch):
         raise ImportError(name)
 
     folder = saved(tmp_path, llama())
-    monkeypatch.setattr(models, "import_module", absent)
+    monkeypatch.setattr(hub, "import_module", absent)
     refused(
         str(folder), r"this needs transformers; install it with: pip install 'limbeck\[language\]'"
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import limbeck
 from limbeck import vision
+from limbeck.core import hub
 from limbeck.core.data import Table
 from limbeck.core.identity import task_digests
 from limbeck.core.rng import globals_kept
@@ -20,7 +21,7 @@ from limbeck.core.task import Budget, Task
 from limbeck.core.teachers import BlackBox, Frozen, Nobody
 from limbeck.core.untrained import Untrained
 from limbeck.errors import Missing, UsageError
-from limbeck.vision._kit import keeping, needs
+from limbeck.vision._kit import keeping
 
 pytestmark = pytest.mark.xdist_group("vision_task")
 for package in ("PIL", "timm", "torchvision"):
@@ -383,7 +384,7 @@ def test_without_a_connection_the_teacher_is_trained_first(
     def none(*_: object, **__: object) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr(needs.socket, "create_connection", none)
+    monkeypatch.setattr(hub.socket, "create_connection", none)
     monkeypatch.setattr("urllib.request.urlopen", none)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -8,7 +8,6 @@ from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
 from shutil import which
-from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from limbeck.bench.worlds._teachers import _read
 from limbeck.core.engine import fit
 from limbeck.core.files import cache_folder, digest_tensors, write_atomic
+from limbeck.core.hub import library
 from limbeck.core.method import Objective
 from limbeck.core.rng import globals_kept, seed_globals
 from limbeck.core.run import Run
@@ -24,16 +24,6 @@ from limbeck.core.teachers import Nobody
 from limbeck.errors import Missing, UsageError
 
 _log = logging.getLogger(__name__)
-
-
-def library(name: str) -> Any:
-    """An optional package, imported now."""
-    try:
-        return import_module(name)
-    except ImportError:
-        raise Missing(
-            f"this world needs {name}; install it with: pip install 'limbeck[language]'"
-        ) from None
 
 
 @cache

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.bench.worlds._text import library, sizes
+from limbeck.bench.worlds._text import sizes
+from limbeck.core.hub import library
 from limbeck.core.signals import Linear
 from limbeck.core.text.places import columns
 from limbeck.core.text.view import body_of, head_of

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from limbeck.bench.worlds._build import stratified, whole
-from limbeck.bench.worlds._text import library, rate, taught
+from limbeck.bench.worlds._text import rate, taught
 from limbeck.bench.worlds._text_models import classifier
 from limbeck.core.files import cache_folder, write_atomic
+from limbeck.core.hub import library
 from limbeck.core.objectives import Labels
 from limbeck.core.task import Task
 from limbeck.core.teachers import Frozen

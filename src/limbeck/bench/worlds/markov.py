@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.bench.worlds._build import whole
-from limbeck.bench.worlds._text import causal, library, rate, taught
+from limbeck.bench.worlds._text import causal, rate, taught
 from limbeck.bench.worlds._text_models import Tabular, number
 from limbeck.core.evaluate import evaluating
+from limbeck.core.hub import library
 from limbeck.core.objectives import NextTokens
 from limbeck.core.rng import generator
 from limbeck.core.task import Task

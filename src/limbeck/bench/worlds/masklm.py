@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from limbeck.bench.worlds._build import whole
-from limbeck.bench.worlds._text import english, library, rate, sizes, taught, usual
+from limbeck.bench.worlds._text import english, rate, sizes, taught, usual
 from limbeck.bench.worlds.charlm import coded, letters
+from limbeck.core.hub import library
 from limbeck.core.rng import generator
 from limbeck.core.task import Task
 from limbeck.core.teachers import Frozen

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from limbeck.core.text.models import library
+from limbeck.core.hub import library
 from limbeck.errors import UsageError
 
 __all__ = ["lora", "merged"]

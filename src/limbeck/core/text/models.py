@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 import torch
 from torch import nn
 
 from limbeck.core.files import read_json
+from limbeck.core.hub import hub, library, reason
 from limbeck.core.rng import globals_kept
 from limbeck.core.sources import own
 from limbeck.core.sources.models import from_file, from_run, load_weights
@@ -24,7 +21,7 @@ from limbeck.core.sources.specs import Model, model_of
 from limbeck.core.text import students
 from limbeck.errors import Missing, UsageError
 
-__all__ = ["Found", "Kind", "library", "load"]
+__all__ = ["Found", "Kind", "load"]
 
 Kind = Literal["causal", "masked", "classifier", "seq2seq"]
 _AUTO: dict[Kind, str] = {
@@ -64,15 +61,6 @@ class Found:
         return not self.untrained
 
 
-def library(name: str) -> Any:
-    """An optional package, imported now; Missing where it is not installed."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        fix = "install it with: pip install 'limbeck[language]'"
-        raise Missing(f"this needs {name}; {fix}") from error
-
-
 def load(
     given: Any, side: str, classes: int | None = None, dtype: torch.dtype = torch.float32
 ) -> Found:
@@ -107,7 +95,8 @@ def load(
 def _of_words(model: Model, side: str, classes: int | None, dtype: torch.dtype) -> Found:
     """hf:ID, hf:FOLDER, FILE.gguf: the configuration and tokenizer now, the weights by `make`."""
     transformers = library("transformers")
-    place, more, packed = model.name, _offline(model.name), {}
+    place, packed = model.name, {}
+    more: dict[str, str] = {}
     if model.kind == "gguf":
         library("gguf")
         place, more = str(Path(model.name).parent), {"gguf_file": Path(model.name).name}
@@ -255,11 +244,12 @@ def _of_run(model: Model, side: str, dtype: torch.dtype) -> Found:
 def _reading(model: Model, side: str, part: str = "") -> Iterator[None]:
     """Say in a sentence why what words name cannot be read."""
     try:
-        yield
+        with hub(model.name):
+            yield
     except Exception as error:  # of transformers, hubs and formats: they fail in many ways
         files = list(Path(model.name).glob("*"))  # of a folder
         ends = {file.suffix for file in files}
-        why, fix = _reason(error), f"give {_GIVE}"
+        why, fix = reason(error), f"give {_GIVE}"
         if model.kind == "gguf":
             fix = "it is cut short, damaged or of a kind that transformers does not know"
         elif "trust_remote_code" in str(error):
@@ -274,26 +264,3 @@ def _reading(model: Model, side: str, part: str = "") -> Iterator[None]:
             why = "its weights are pickled" if ends & {".bin", ".pt"} else "it has no weights"
             fix = "write .safetensors files, with save_pretrained"
         raise Missing(f"{part}the {side} {model.text} cannot be read ({why}); {fix}") from error
-
-
-def _offline(place: str) -> dict[str, Any]:
-    """Cache only, while the hub cannot be reached: its clients would try for half a minute."""
-    proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")
-    if Path(place).exists() or any(os.environ.get(name) for name in proxies):
-        return {}
-    try:
-        url = urlparse(library("huggingface_hub").constants.ENDPOINT)
-        socket.create_connection((url.hostname, url.port or 443), timeout=3).close()
-        return {}
-    except OSError:
-        return {"local_files_only": True}
-
-
-def _reason(error: BaseException) -> str:
-    """Why something failed: that there is no connection, or what the error says first."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if type(cause).__name__ in ("ConnectError", "LocalEntryNotFoundError"):
-            return "there is no connection, and no copy here"
-        cause = cause.__cause__ or cause.__context__
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". :")

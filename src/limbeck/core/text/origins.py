@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
+from limbeck.core.hub import hub, library, reason
 from limbeck.core.sources import columns as sheets
 from limbeck.core.sources import own
 from limbeck.core.sources.specs import Data, data_of
-from limbeck.core.text.models import library
 from limbeck.core.text.rows import Raw, joined, of_values
 from limbeck.errors import Missing, UsageError
 
@@ -119,42 +115,21 @@ def _is_saved(place: Path) -> bool:
 
 def _of_hub(data: Data) -> Found:
     datasets, name, configuration = library("datasets"), data.name, ""
-    here = Path(name).exists()
-    if not here:
+    if not Path(name).exists():
         name, _, configuration = name.partition(":")
     try:
         if _is_saved(Path(name)):
             whole = datasets.load_from_disk(name)
         else:
-            with nullcontext() if here else _hub(datasets.config):
+            with hub(name):
                 whole = datasets.load_dataset(name, configuration or None)
     except Exception as error:  # of datasets and of whatever reads its files
-        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". :")
         raise Missing(
-            f"{data.text} cannot be had ({said}); give a folder, the name of a data set on the "
-            "hub (hf:ID, hf:ID:CONFIGURATION), or try again with a connection"
+            f"{data.text} cannot be had ({reason(error)}); give a folder, the name of a data set "
+            "on the hub (hf:ID, hf:ID:CONFIGURATION), or try again with a connection"
         ) from error
     tables, _, notes = _of_value(whole, data.text)
     return tables, data.short.replace(":", "-"), notes
-
-
-@contextmanager
-def _hub(config: Any) -> Iterator[None]:
-    """Use the hub's cache only, while it cannot be reached: its clients would try for long."""
-    constants = library("huggingface_hub").constants
-    proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")  # they resolve names that we do not know
-    before = [(module, module.HF_HUB_OFFLINE) for module in (constants, config)]
-    try:
-        if not constants.HF_HUB_OFFLINE and not any(os.environ.get(name) for name in proxies):
-            url = urlparse(constants.ENDPOINT)
-            try:
-                socket.create_connection((url.hostname, url.port or 443), timeout=3).close()
-            except OSError:
-                constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for module, value in before:
-            module.HF_HUB_OFFLINE = value
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -267,14 +242,10 @@ def _json(file: Path) -> list[Any]:
 
 
 def _parquet(file: Path) -> Raw:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        how = "pip install 'limbeck[language]'"
-        raise Missing(f"{file} needs pyarrow; install it with: {how}") from None
+    arrow, parquet = library("pyarrow"), library("pyarrow.parquet")
     try:
         table = parquet.read_table(file)
-    except (ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError) as error:
         raise UsageError(f"{file} cannot be read as parquet ({error})") from None
     column = lambda name: table.column(name).to_pylist()  # noqa: E731
     return Raw(str(file), tuple(table.column_names), table.num_rows, column)

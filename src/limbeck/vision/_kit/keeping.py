@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from limbeck.core.data import Table
+from limbeck.core.hub import library
 from limbeck.errors import UsageError, nearest
-from limbeck.vision._kit.needs import library
 from limbeck.vision._kit.pictures import Found, opened, unreadable
 from limbeck.vision._kit.readers import fit
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from limbeck.core.hub import hub, library, reason
 from limbeck.errors import Missing, UsageError, nearest
-from limbeck.vision._kit.needs import hub, library, reason
 from limbeck.vision._kit.readers import Wants
 
 __all__ = ["LIBRARIES", "Architecture", "Weights", "wants_of"]

@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from limbeck.core.files import read_json
+from limbeck.core.hub import reason
 from limbeck.core.rng import globals_kept
 from limbeck.core.sources.models import from_file, from_run, inputs_of, load_weights
 from limbeck.core.sources.specs import Model, model_of
 from limbeck.core.task import build_model
 from limbeck.errors import UsageError
 from limbeck.vision._kit.libraries import LIBRARIES, Architecture, Weights, wants_of
-from limbeck.vision._kit.needs import reason
 from limbeck.vision._kit.readers import Wants
 
 __all__ = ["MOST", "Net", "of_module", "of_words"]

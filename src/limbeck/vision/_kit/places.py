@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from limbeck.core.hub import hub, library, reason
 from limbeck.core.sources.specs import Data
 from limbeck.errors import Missing, UsageError, nearest
-from limbeck.vision._kit.needs import hub, library, reason
 from limbeck.vision._kit.pictures import Found
 
 __all__ = ["Loaded", "of_folder", "of_hub", "parts"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.evaluate import evaluating
+from limbeck.core.hub import reason
 from limbeck.core.task import build_model
 from limbeck.core.views import call_model, entries_of
 from limbeck.errors import UsageError
 from limbeck.vision._kit.models import MOST, Net
-from limbeck.vision._kit.needs import reason
 from limbeck.vision._kit.pictures import Look
 from limbeck.vision._kit.readers import Reader
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -14,7 +16,7 @@ from limbeck.errors import Missing
 
 __all__ = ["hub", "library", "reason"]
 
-_EXTRAS = {"transformers": "language", "datasets": "language"}
+_EXTRAS = {"timm": "vision", "torchvision": "vision", "PIL": "vision"}  # of all else: language
 
 
 def library(name: str) -> Any:
@@ -27,24 +29,25 @@ def library(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        extra = _EXTRAS.get(package, "vision")
+        extra = _EXTRAS.get(package, "language")
         raise Missing(
             f"this needs {package}; install it with: pip install 'limbeck[{extra}]'"
         ) from error
 
 
 @contextmanager
-def hub() -> Iterator[None]:
+def hub(name: str = "") -> Iterator[None]:
     """Use the Hugging Face hub's cache only, while the hub cannot be reached.
 
     Its clients would try again for half a minute with each file.
+
+    Args:
+        name: of what is asked for; nothing is tried where that is a path.
     """
-    from huggingface_hub import constants
-
+    constants = library("huggingface_hub").constants
     switches: list[tuple[Any, bool]] = []
-    if not constants.HF_HUB_OFFLINE and not _reachable(constants.ENDPOINT):
-        import sys
-
+    here = bool(name) and Path(name).exists()
+    if not (here or constants.HF_HUB_OFFLINE or _reachable(constants.ENDPOINT)):
         modules = [constants, sys.modules.get("datasets.config")]
         switches = [(m, m.HF_HUB_OFFLINE) for m in modules if m is not None]
     try:
@@ -83,4 +86,4 @@ def reason(error: BaseException) -> str:
         if type(cause).__name__ in _APART:
             return "there is no connection, and no copy here"
         cause = cause.__cause__ or cause.__context__
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". :")
