@@ -15,12 +15,8 @@ from limbeck.core.teacher import Teacher
 from limbeck.core.teachers import Frozen, Nobody
 from limbeck.core.text import encode, students
 from limbeck.core.text.lora import lora
-<<<<<<< HEAD
 from limbeck.core.text.masking import Masked
-from limbeck.core.text.models import Found, library, load
-=======
 from limbeck.core.text.models import Found, load
->>>>>>> main
 from limbeck.core.text.view import Causal, Classifier, is_linear
 from limbeck.core.untrained import Untrained
 from limbeck.errors import UsageError
