@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from limbeck.bench import worlds
 from limbeck.bench.worlds import _text, charlm, glosscls, markov, smolkd, transduce
-from limbeck.bench.worlds._text_models import Bow, Seq2Seq, Tabular, Words, padded
+from limbeck.bench.worlds._text_models import Bow, Tabular, Words, padded
 from limbeck.core.data import Table
 from limbeck.core.engine import fit
 from limbeck.core.evaluate import evaluating, measure, score_teacher
@@ -22,8 +22,10 @@ from limbeck.core.objectives import Labels, NextTokens
 from limbeck.core.run import Run
 from limbeck.core.task import Task
 from limbeck.core.teachers import Nobody
+from limbeck.core.text.bleu import bleu
 from limbeck.core.text.generate import generate
 from limbeck.core.text.places import IGNORED
+from limbeck.core.text.seq2seq import Seq2Seq
 from limbeck.errors import Missing, UsageError
 
 pytestmark = pytest.mark.xdist_group("text_worlds")
@@ -331,22 +333,37 @@ def test_translations(source: str, right: set[str]) -> None:
 
 def test_each_pair_is_right_and_in_one_set() -> None:
     task = tiny("transduce(teacher='none')")
-    words, seen, firsts = task.data["text"].tokenizer, [], 0
+    words, seen = task.data["text"].tokenizer, []
     for part in ("train", "valid", "test"):
         x, y = task.set(part)["x"], task.set(part)["y"]
         for source, ids, label in zip(x["source_ids"], x["ids"], y, strict=True):
             said, given = words.decode(ids.tolist()), tuple(words.decode(source.tolist()).split())
             right = [" ".join(t) for t in transduce.translations(given)]
             assert said in right
-            firsts += said == right[0]
             seen.append(given)
             assert ids[0] == transduce.BOS
             assert ids[ids > 0][-1] == transduce.EOS
             assert label[0] == IGNORED
             assert torch.equal(label[label >= 0], ids[1:][ids[1:] > 0])
     assert len(set(seen)) == len(seen) == 384
-    assert firsts < 384 / 2  # any of them is given
     assert transduce.drawn(50, 0) == transduce.drawn(3000, 0)[:50]
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_one_of_n_translations_is_the_commonest(n: int) -> None:
+    sources = [s for s in transduce.drawn(8000, 0) if len(transduce.translations(s)) == n]
+    rows = transduce.columns(sources, 0, "some")["x"]["ids"]
+    words = Words(transduce.VOCABULARY)
+    counts = torch.zeros(n)
+    for source, ids in zip(sources, rows, strict=True):
+        said = tuple(words.decode(ids.tolist()).split())
+        counts[transduce.translations(source).index(said)] += 1
+    ends = [(k / n) ** (1 / 3) for k in range(n + 1)]  # u^3 is below k / n
+    p = torch.tensor([b - a for a, b in pairwise(ends)])
+    assert p.argmax() == 0
+    assert len(sources) > 500
+    apart = (counts - len(sources) * p) / (len(sources) * p * (1 - p)).sqrt()
+    assert float(apart.abs().max()) < 4
 
 
 def test_a_place_of_the_decoder_knows_no_later_token() -> None:
@@ -403,7 +420,7 @@ A, B = ["the", "cat", "sat", "on", "the", "mat"], ["on", "the", "mat", "sat", "t
     ],
 )
 def test_bleu_by_hand(said: Any, right: Any, value: float) -> None:
-    assert transduce.bleu(said, right) == pytest.approx(value)
+    assert bleu(said, right) == pytest.approx(value)
 
 
 def test_bleu_of_models() -> None:

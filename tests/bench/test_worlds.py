@@ -19,7 +19,7 @@ from limbeck.core.teachers import Frozen, Nobody
 from limbeck.errors import Missing, UsageError
 
 WORLDS = ("blobs", "digits", "fashion", "shapes")
-TEXTS = ("charlm", "glosscls", "masklm", "transduce")  # see test_text_worlds.py
+TEXTS = ("charlm", "glosscls", "markov", "masklm", "smolkd", "transduce")  # see test_text_worlds.py
 needs_fashion = pytest.mark.skipif(
     not fashion.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )

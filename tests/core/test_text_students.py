@@ -10,7 +10,7 @@ import torch
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers")
 from limbeck.core.rng import seed_globals  # noqa: E402
-from limbeck.core.text import students  # noqa: E402
+from limbeck.core.text import narrow, students  # noqa: E402
 from limbeck.core.text.lora import lora, merged  # noqa: E402
 from limbeck.core.text.models import load  # noqa: E402
 from limbeck.core.text.view import Causal, is_linear  # noqa: E402
@@ -236,7 +236,7 @@ def test_what_has_no_weights_is_what_width_leaves_out(family):
     found = load((model, tokenizer()), "teacher")
     config = found.config
     kept = {"hidden": 32, "wide": 24, "heads": 2, "groups": 2}
-    state = students._narrow(dict(model.state_dict()), config, kept)
+    state = narrow.narrowed(dict(model.state_dict()), config, kept)
     small = copy.deepcopy(config)
     small.num_attention_heads, small.intermediate_size, small.head_dim = 2, 24, dim
     student = type(model)(small)
@@ -414,15 +414,69 @@ def test_other_makes_are_refused():
         UsageError, match="AlbertForMaskedLM does not keep its 5 layers in one list"
     ):
         students.make("truncate:2", shared)
-    config = transformers.T5Config(**OLD, d_model=16, d_ff=16, num_layers=2, num_heads=2, d_kv=8)
-    pair = load((transformers.T5ForConditionalGeneration(config), tokenizer()), "teacher")
-    with pytest.raises(UsageError, match="an encoder with a decoder, which is not cut"):
-        students.make("truncate:2", pair)
     with pytest.raises(UsageError, match="rank 0 and alpha"):
         lora(model_of("Llama"), 0, 1.0)
     pytest.importorskip("peft", reason="needs peft")
     with pytest.raises(UsageError, match="has adapters already"):
         lora(lora(model_of("Llama"), 1, 1.0), 1, 1.0)
+
+
+T5 = {**OLD, "d_model": 16, "d_ff": 16, "num_heads": 2, "d_kv": 8, "decoder_start_token_id": 0}
+BART = {**OLD, "d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+BART |= {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "dropout": 0.0}
+PAIRS = {
+    "T5": (transformers.T5Config, {**T5, "num_layers": 4, "num_decoder_layers": 3}),
+    "Bart": (transformers.BartConfig, {**BART, "encoder_layers": 4, "decoder_layers": 3}),
+}
+
+
+def pair_of(family):
+    kind, fields = PAIRS[family]
+    torch.manual_seed(3)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(kind(**fields))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn(p.shape))
+    return load((model, tokenizer()), "teacher")
+
+
+def pair_logits(model):
+    with torch.no_grad():
+        return model.eval()(**INPUTS, decoder_input_ids=IDS[:, :4]).logits
+
+
+@pytest.mark.parametrize("family", PAIRS)
+def test_an_encoder_decoder_is_cut_in_both_stacks(family, tmp_path):
+    teacher = pair_of(family)
+    big, student = teacher.make(), students.make("truncate:2", teacher)()
+    stacks = {
+        part: next(
+            m for n, m in big.named_modules() if part in n and isinstance(m, torch.nn.ModuleList)
+        )
+        for part in ("encoder", "decoder")
+    }
+    for part, kept in (("encoder", (0, 3)), ("decoder", (0, 2))):
+        for i in sorted({*range(len(stacks[part]))} - {*kept}, reverse=True):
+            del stacks[part][i]  # the teacher itself without those layers
+        for i, layer in enumerate(stacks[part]):
+            for m in layer.modules():
+                if hasattr(m, "layer_idx"):
+                    m.layer_idx = i
+    assert torch.equal(pair_logits(student), pair_logits(big))
+    again = reloaded(student, tmp_path)
+    assert torch.equal(pair_logits(again), pair_logits(student))
+    assert again.generate(**INPUTS, max_new_tokens=3).shape[0] == 2
+    drawn = students.make("config:num_hidden_layers=1", teacher)()
+    assert drawn.config.num_hidden_layers == 1
+
+
+def test_what_an_encoder_decoder_cannot_lose():
+    with pytest.raises(UsageError, match=r"relative_attention_bias.* keep layer 0"):
+        students.make("truncate:1,2", pair_of("T5"))
+    with pytest.raises(UsageError, match="has 3 layers"):
+        students.make("truncate:4", pair_of("Bart"))
+    with pytest.raises(UsageError, match="models built like Llama"):
+        students.make("width:0.5", pair_of("Bart"))
 
 
 @pytest.mark.parametrize("words", ["truncate:2", "width:0.5", "config:num_hidden_layers=1"])

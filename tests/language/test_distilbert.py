@@ -14,7 +14,8 @@ from limbeck.core.method import Clock
 from limbeck.core.signals import Dense
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.core.teachers import Frozen
-from limbeck.core.text.masking import Masked, MaskedText, Masking, fixed, masked_nll
+from limbeck.core.text.facts import MaskedText
+from limbeck.core.text.masking import Masked, Masking, fixed, masked_nll
 from limbeck.core.text.places import IGNORED, columns
 from limbeck.errors import Missing, UsageError
 from limbeck.language import task as language_task

@@ -67,12 +67,12 @@ def written(told: Told) -> Html:
     if not found:
         return Html("")
     cards = "\n".join(_card(each) for each in found[:EXAMPLES])
-    about = "Each side goes on from the same words and always takes its likeliest token."
+    about = "Each side is given the same words and always takes its likeliest token."
     return section("What they write", Html(cards), note(about))
 
 
 def _card(each: dict[str, Any]) -> str:
-    rows = [("begins", each["prompt"]), ("goes on", each["text"])]
+    rows = [("given", each["prompt"]), ("the text", each["text"])]
     rows += [(CALLED[side], each[side]) for side in SIDES if side in each]
     told = "".join(f"<dt>{text(name)}</dt><dd>{text(_cut(said))}</dd>" for name, said in rows)
     return f"<dl>{told}</dl>"

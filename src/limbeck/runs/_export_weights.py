@@ -19,6 +19,7 @@ _AUTO = (
     "AutoModelForSequenceClassification",
     "AutoModelForCausalLM",
     "AutoModelForMaskedLM",
+    "AutoModelForSeq2SeqLM",
 )
 
 

@@ -23,6 +23,8 @@ from limbeck.core.objectives import Labels, NextTokens
 from limbeck.core.run import Run
 from limbeck.core.task import Task
 from limbeck.core.teachers import Cached, Frozen, Nobody
+from limbeck.core.text.facts import MaskedText
+from limbeck.core.text.masking import MaskedTokens
 from limbeck.core.untrained import Untrained
 from limbeck.errors import UsageError
 
@@ -96,7 +98,10 @@ def alone(run: Run, task: Task) -> nn.Module:
 
 
 def _truth(task: Task) -> Objective:
-    """What is learned without a teacher: the labels, of a language model the next tokens."""
+    """What is learned without a teacher: the labels; next tokens, or those hidden at each step."""
+    text = task.data.get("text")
+    if isinstance(text, MaskedText):
+        return MaskedTokens(text.mask, text.vocab)
     return NextTokens() if task.score.each is not None else Labels()
 
 

@@ -17,10 +17,11 @@ from limbeck.core.signals import Signal, is_whole
 from limbeck.core.task import Task
 from limbeck.core.teacher import Setting
 from limbeck.core.text.facts import Text
-from limbeck.core.text.generate import generate
-from limbeck.core.text.places import labels, told, wanted
+from limbeck.core.text.generate import beams, generate
+from limbeck.core.text.places import IGNORED, labels, told, wanted
 from limbeck.core.text.replay import prompts_of
 from limbeck.core.text.rouge import mean_rouge_l
+from limbeck.core.text.seq2seq import is_pair
 from limbeck.core.views import Side, entries_of, shown
 from limbeck.errors import Missing, UsageError
 from limbeck.runs.measures import BINS
@@ -190,12 +191,7 @@ def _written(
     """What each side writes, greedily, to the first prompts; how fast; how near to the text."""
     batch = table.rows(torch.arange(min(PROMPTS, len(table)))).to(device)
     new = min(NEW, text.context // 2)
-    ids, mask = prompts_of(batch, new, text.context, text.pad, min(16, text.context // 4))
-    lengths = mask.sum(1)
-    true = [
-        row[there.bool()][n : n + new]
-        for row, there, n in zip(batch.x["ids"], batch.x["mask"], lengths, strict=True)
-    ]
+    ids, mask, true = _prompts(text, batch, new)
     out = [
         {"prompt": _words(text, row[there.bool()]), "text": _words(text, then)}
         for row, there, then in zip(ids, mask, true, strict=True)
@@ -203,18 +199,43 @@ def _written(
     for name, model in models.items():
         began = time.perf_counter()
         with evaluating(model):
-            written = generate(
-                (model,), ids, mask, new=new, draws=None, eos=text.eos, pad=text.pad,
-                temperature=0.0, vocab=text.vocab,
-            )  # fmt: skip
+            written = _greedy(text, model, ids, mask, new, is_pair(batch))
         took = time.perf_counter() - began
-        sides[name]["tokens_per_second"] = int(written.valid.sum()) / took
-        said = [_words(text, row[row >= 0]) for row in written.y]
+        sides[name]["tokens_per_second"] = sum(map(len, written)) / took
+        said = [_words(text, row) for row in written]
         for k, each in enumerate(said):
             out[k][name] = each
         near = mean_rouge_l([each["text"] for each in out], said)
         sides[name]["rouge_l"], sides[name]["rouge_l_se"] = near
     return out
+
+
+def _prompts(text: Text, batch: Batch, new: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Prompts (B, P) of a batch, their mask, and of each row what follows, `new` tokens at most."""
+    if is_pair(batch):
+        true = [row[row != IGNORED][:new] for row in batch.y]
+        return batch.x["source_ids"], batch.x["source_mask"], true
+    ids, mask = prompts_of(batch, new, text.context, text.pad, min(16, text.context // 4))
+    rows = zip(batch.x["ids"], batch.x["mask"], mask.sum(1), strict=True)
+    return ids, mask, [row[there.bool()][n : n + new] for row, there, n in rows]
+
+
+def _greedy(
+    text: Text, model: nn.Module, ids: Tensor, mask: Tensor, new: int, pair: bool
+) -> list[Tensor]:
+    """What a model writes to prompts, the likeliest token each time: ids of each row."""
+    if pair:
+        found = beams(
+            model, ids, mask, new=new, beams=1, eos=text.eos, pad=text.pad, vocab=text.vocab
+        )
+        return [
+            row[there] for row, there in zip(found.ids[:, 0], found.mask[:, 0].bool(), strict=True)
+        ]
+    written = generate(
+        (model,), ids, mask, new=new, draws=None, eos=text.eos, pad=text.pad,
+        temperature=0.0, vocab=text.vocab,
+    )  # fmt: skip
+    return [row[row != IGNORED] for row in written.y]
 
 
 def _words(text: Text, ids: Tensor) -> str:

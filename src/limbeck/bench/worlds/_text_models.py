@@ -1,8 +1,6 @@
-"""Small language models for the worlds beside the causal ones, and how they are looked at."""
+"""Small language models for the worlds beside the causal ones, and what their ids mean."""
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +9,6 @@ from torch import Tensor, nn
 
 from limbeck.bench.worlds._text import sizes
 from limbeck.core.hub import library
-from limbeck.core.signals import Linear
-from limbeck.core.text.places import columns
-from limbeck.core.text.view import body_of, head_of
-from limbeck.core.views import Lazy
 from limbeck.errors import UsageError
 
 PAD, EOS, BOS = 0, 1, 2
@@ -89,43 +83,6 @@ def seq2seq(given: str, side: str, vocab: int, context: int) -> Callable[[], nn.
         forced_eos_token_id=None,
     )
     return lambda: transformers.BartForConditionalGeneration(config)
-
-
-@dataclass(frozen=True)
-class Seq2Seq:
-    """The reader of a side that translates: an encoder-decoder of transformers.
-
-    Raw samples have "source_ids" and "source_mask" (B, S), and BOS with the translation as "ids"
-    and "mask" (B, T). The decoder has all of these as inputs, so that at place i it predicts token
-    i + 1, as a causal model does.
-
-    Attributes:
-        vocab: how many tokens mean something.
-    """
-
-    vocab: int
-
-    def __call__(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs of the model, without the columns that are padding in every row."""
-        source, seen = columns(x, "source_")
-        ids, mask = columns(x)
-        return {
-            "input_ids": source,
-            "attention_mask": seen,
-            "decoder_input_ids": ids,
-            "decoder_attention_mask": mask,
-        }
-
-    def view(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Lazy:
-        """The entries signal, logits (B, T, V), hidden (B, T, H) and head of the decoder."""
-        body = functools.cache(lambda: body_of(model)(**inputs, use_cache=False)[0])
-        head = functools.cache(lambda: head_of(model, self.vocab))
-        return Lazy(
-            signal=lambda: Linear(body(), head()),
-            logits=lambda: head()(body()),
-            hidden=body,
-            head=head,
-        )
 
 
 # --- models that are tables ----------------------------------------------------------------------

@@ -73,7 +73,7 @@ def task(
         valid=sets["valid"],
         test=sets["test"],
         score=nll,
-        budget=rate(24, 3e-2, 16) if tiny else rate(400, 2e-2 if table else 1.5e-3 / order),
+        budget=rate(24, 3e-2, 16) if tiny else rate(400, 2e-2 if table else 1.5e-3 / order**2),
         data={
             "text": Text(VOCAB, length, (), 0),
             "source": chain,

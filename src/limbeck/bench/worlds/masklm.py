@@ -14,7 +14,8 @@ from limbeck.core.hub import library
 from limbeck.core.rng import generator
 from limbeck.core.task import Task
 from limbeck.core.teachers import Frozen
-from limbeck.core.text.masking import Masked, MaskedText, MaskedTokens, Masking, fixed, masked_nll
+from limbeck.core.text.facts import MaskedText
+from limbeck.core.text.masking import Masked, MaskedTokens, Masking, fixed, masked_nll
 from limbeck.core.text.places import IGNORED
 from limbeck.errors import UsageError
 

@@ -16,7 +16,7 @@ from limbeck.core.text.places import wanted
 from limbeck.core.text.tokens import array, coded, pad_of, stacked, tokens
 from limbeck.errors import UsageError
 
-__all__ = ["Samples", "answers", "blocks", "both", "labelled", "same"]
+__all__ = ["Samples", "answers", "blocks", "both", "labelled", "same", "whole"]
 
 Row = Mapping[str, Any]
 
@@ -138,17 +138,31 @@ def labelled(rows: Sequence[Row], tokenizer: Any, context: int) -> Samples:
     Raises:
         UsageError: rows of another shape, or a context without room.
     """
-    before, after = specials(tokenizer)
-    room = context - len(before) - len(after)
-    _check(room, context)
-    texts = tokens(tokenizer, _texts(rows, "text", "label"))
-    pad = [] if before or after else [pad_of(tokenizer)]  # no text is of no token at all
-    ids = [array([*before, *text[:room], *after] or pad) for text in texts]
-    x, _ = stacked(ids, [np.ones(len(i), dtype=np.bool_) for i in ids], tokenizer)
-    cut = sum(len(text) > room for text in texts)
+    x, cut = whole(_texts(rows, "text", "label"), tokenizer, context)
     note = f"{cut:,} of {len(rows):,} texts were cut to the context of {context} tokens"
     y = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
     return Samples(x, y, (note,) if cut else ())
+
+
+def whole(texts: Sequence[str], tokenizer: Any, context: int) -> tuple[dict[str, Tensor], int]:
+    """Texts one by one, the tokenizer's special tokens around each, and how many were cut.
+
+    Args:
+        texts: N of them.
+        tokenizer: of transformers.
+        context: tokens of a text at most, special ones included; the rest is cut off.
+
+    Raises:
+        UsageError: a context without room.
+    """
+    before, after = specials(tokenizer)
+    room = context - len(before) - len(after)
+    _check(room, context)
+    found = tokens(tokenizer, texts)
+    pad = [] if before or after else [pad_of(tokenizer)]  # no text is of no token at all
+    ids = [array([*before, *text[:room], *after] or pad) for text in found]
+    x, _ = stacked(ids, [np.ones(len(i), dtype=np.bool_) for i in ids], tokenizer)
+    return x, sum(len(text) > room for text in found)
 
 
 def both(rows: Sequence[Row], tokenizer: Any, other: Any, context: int) -> Samples:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.core.task import Task
-from limbeck.errors import Missing
+from limbeck.errors import Missing, UsageError
 
-__all__ = ["Text", "text_of"]
+__all__ = ["MaskedText", "Text", "text_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +32,38 @@ class Text:
     other: Any = None
 
 
+@dataclass(frozen=True, eq=False)
+class MaskedText:
+    """The text side of a task of masked models, at `task.data["text"]`.
+
+    Attributes:
+        vocab: tokens of the tokenizer that mean something.
+        context: tokens of a sample at most.
+        mask: the id that stands for a hidden token.
+        pad: the id of padding.
+        tokenizer: of both sides.
+    """
+
+    vocab: int
+    context: int
+    mask: int
+    pad: int
+    tokenizer: Any = None
+
+
 def text_of(task: Task) -> Text:
-    """The text side of a task.
+    """The text side of a task of models that write.
 
     Raises:
         Missing: the task is not of text.
+        UsageError: its models are masked ones.
     """
     found = task.data.get("text")
+    if isinstance(found, MaskedText):
+        raise UsageError(
+            f"this method is for models that write, and those of the task '{task.name}' fill in "
+            "hidden tokens; give causal ones, or run distilbert"
+        )
     if not isinstance(found, Text):
         raise Missing(
             f"this method is for text, and the task '{task.name}' is not; make one with "

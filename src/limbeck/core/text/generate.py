@@ -20,6 +20,7 @@ from limbeck.core.evaluate import evaluating
 from limbeck.core.rng import Draws
 from limbeck.core.signals import Dense, Mixture
 from limbeck.core.text.replay import left_padded, right_padded
+from limbeck.core.text.view import within
 from limbeck.errors import NonFinite, UsageError
 
 __all__ = ["Hypotheses", "Written", "beams", "context_of", "generate", "truncated"]
@@ -171,6 +172,7 @@ def beams(
     eos: tuple[int, ...],
     pad: int,
     length_penalty: float = 1.0,
+    vocab: int | None = None,
 ) -> Hypotheses:
     """All K = `beams` hypotheses of transformers' beam search; one beam is the likeliest each time.
 
@@ -187,13 +189,12 @@ def beams(
         left, seen, _ = right_padded(left, seen)
     _fits(model, 1 if seq2seq else left.shape[1], new)
     penalty = {"length_penalty": length_penalty} if beams > 1 else {}
-    with evaluating(model), _searching(model, new, beams, eos, pad, penalty) as search:
+    searching = _searching(model, new, beams, eos, pad, penalty)
+    with evaluating(model), within(model, vocab), searching as search:
         out = model.generate(left, attention_mask=seen, generation_config=search)
+        picks = getattr(out, "beam_indices", None)
         steps = model.compute_transition_scores(
-            out.sequences,
-            out.scores,
-            getattr(out, "beam_indices", None),
-            normalize_logits=beams == 1,
+            out.sequences, out.scores, picks, normalize_logits=beams == 1
         )
     written = out.sequences[:, -steps.shape[1] :]
     ended = torch.isin(written, torch.tensor(eos, device=ids.device)).long()

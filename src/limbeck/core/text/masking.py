@@ -27,29 +27,10 @@ from limbeck.core.text.view import body_of
 from limbeck.core.views import Lazy, Side
 from limbeck.errors import UsageError
 
-__all__ = ["Masked", "MaskedText", "MaskedTokens", "Masking", "fixed", "masked_nll", "rates_of"]
+__all__ = ["Masked", "MaskedTokens", "Masking", "fixed", "masked_nll", "rates_of"]
 
 masked_nll = replace(nll, name="masked nll")
 """Nats a hidden token. Which are hidden is stored with the samples, so that models compare."""
-
-
-@dataclass(frozen=True, eq=False)
-class MaskedText:
-    """The text side of a task of masked models, at `task.data["text"]`.
-
-    Attributes:
-        vocab: tokens of the tokenizer that mean something.
-        context: tokens of a sample at most.
-        mask: the id that stands for a hidden token.
-        pad: the id of padding.
-        tokenizer: of both sides.
-    """
-
-    vocab: int
-    context: int
-    mask: int
-    pad: int
-    tokenizer: Any = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from limbeck.core.method import Clock
 from limbeck.core.text.facts import Text
 from limbeck.core.text.generate import Written, generate
 from limbeck.core.text.replay import Replay, prompts_of
+from limbeck.core.text.seq2seq import is_pair
 from limbeck.errors import UsageError
 
 __all__ = ["OnPolicy", "Source"]
@@ -79,6 +80,11 @@ class OnPolicy(Batches):
             if self.replay is None:
                 raise UsageError("nothing is kept to be replayed")
             return _changed(self.replay.draw(len(batch), clock.rng("replay")))
+        if is_pair(batch):
+            raise UsageError(
+                "only causal models write texts while a student is trained, and these are "
+                "encoder-decoders; take the data's texts alone, or run seqkd"
+            )
         models, weights = self._writers(source, student, teacher)
         batch = batch.to(next(models[0].parameters()).device)
         ids, mask = prompts_of(batch, self.new, self.text.context, self.text.pad, self.least)

@@ -1,6 +1,7 @@
 """Students made of their teacher: fewer of its layers, a narrower copy, or random weights.
 
-truncate:10           ten of its layers, evenly spread, first and last among them
+truncate:10           ten of its layers, evenly spread, first and last among them; of an
+                      encoder-decoder so many of either's
 truncate:0,3,6,29     these layers
 width:0.5             half of its heads, neurons and channels: those of largest weights
 config:hidden_size=256,num_hidden_layers=4    its architecture of other sizes, random weights
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.rng import globals_kept
+from limbeck.core.text.narrow import FIELDS, axes_of, dim_of, narrowed
 from limbeck.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -52,9 +54,6 @@ def found(words: str, teacher: Found) -> Found:
     if not is_words(words):
         raise UsageError(f"the student is '{words}'; give truncate:10, width:0.5 or config:NAME=1")
     head, _, rest = words.partition(":")
-    if teacher.kind == "seq2seq":
-        what = f"the teacher {teacher.name} an encoder with a decoder, which is not cut"
-        raise UsageError(f"the student is '{words}' and {what}; name a student of its own")
     config, made = _MAKERS[head](rest, teacher)
     why = "its weights are random" if head == "config" else "it is cut out of its teacher"
     return replace(teacher, make=made, config=config, name=words, untrained=why)
@@ -116,23 +115,32 @@ def _by_layer(config: Any) -> dict[str, list[Any]]:
 
 
 def _truncate(words: str, teacher: Found) -> Plan:
-    total = teacher.config.num_hidden_layers
-    kept = _layers(words, total, teacher.name)
-    stem = _stem(_skeleton(teacher, teacher.config), total)
-    depth = teacher.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    lists = {k: [v[i] for i in kept] for k, v in _by_layer(teacher.config).items()}
-    config = _changed(teacher, {depth: len(kept), **lists})
+    stacks = _stacks(teacher)
+    kept = {stem: _layers(words, total, teacher.name) for stem, (_, total) in stacks.items()}
+    changes: dict[str, Any] = {field: len(kept[stem]) for stem, (field, _) in stacks.items()}
+    for field, values in _by_layer(teacher.config).items():
+        changes[field] = [values[i] for i in next(iter(kept.values()))]
+    config = _changed(teacher, changes)
 
     def cut(state: State) -> State:
-        place, left = {str(layer): i for i, layer in enumerate(kept)}, {}
+        left: State = {}
         for key, value in state.items():
-            layer, _, rest = key.removeprefix(f"{stem}.").partition(".")
-            if not key.startswith(f"{stem}."):
+            stem = next((stem for stem in kept if key.startswith(f"{stem}.")), None)
+            if stem is None:
                 left[key] = value
-            elif layer in place:
-                left[f"{stem}.{place[layer]}.{rest}"] = value
+                continue
+            layer, _, rest = key.removeprefix(f"{stem}.").partition(".")
+            if int(layer) in kept[stem]:
+                left[f"{stem}.{kept[stem].index(int(layer))}.{rest}"] = value
         return left
 
+    there = cut(_skeleton(teacher, teacher.config).state_dict())
+    lacking = _skeleton(teacher, config).state_dict().keys() - there
+    if lacking:  # T5's first layers know where tokens stand
+        raise UsageError(
+            f"the student is 'truncate:{words}', and its '{min(lacking)}' is in a layer of the "
+            f"teacher {teacher.name} that is left out; keep layer 0"
+        )
     return config, lambda: _filled(teacher, config, cut)
 
 
@@ -153,29 +161,40 @@ def _layers(words: str, total: int, name: str) -> list[int]:
     return numbers
 
 
-def _stem(module: nn.Module, total: int) -> str:
-    """The name of the list of a model's layers."""
+# What configurations call the depths of an encoder and of a decoder.
+_DEPTHS = {"encoder": ("encoder_layers", "num_layers")}
+_DEPTHS |= {"decoder": ("decoder_layers", "num_decoder_layers")}
+
+
+def _stacks(teacher: Found) -> dict[str, tuple[str, int]]:
+    """By name the lists of a model's layers: the field with their number, and that number."""
+    config, module = teacher.config, _skeleton(teacher, teacher.config)
+    if not config.is_encoder_decoder:
+        field = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        return {_stem(module, config.num_hidden_layers): (field, config.num_hidden_layers)}
+    found, known = {}, config.to_dict()
+    for part, names in _DEPTHS.items():
+        field = next((name for name in names if isinstance(known.get(name), int)), "")
+        if not field:
+            raise UsageError(
+                f"the configuration of a {type(module).__name__} does not say how many layers its "
+                f"{part} has, so it is not truncated; name a student of its own"
+            )
+        found[_stem(module, known[field], part)] = (field, known[field])
+    return found
+
+
+def _stem(module: nn.Module, total: int, part: str = "") -> str:
+    """The name of the list of a model's layers, or of its encoder's or decoder's."""
     lists: dict[str, int] = {
         n: len(m) for n, m in module.named_modules() if isinstance(m, nn.ModuleList)
     }
     outer = [n for n in lists if not any(n.startswith(f"{other}.") for other in lists)]
-    there: list[str] = [n for n in outer if lists[n] == total]
+    there = [n for n in outer if lists[n] == total and (not part or part in n.split("."))]
     if len(there) != 1:
         what = f"a {type(module).__name__} does not keep its {total} layers in one list"
         raise UsageError(f"{what}, so it is not truncated; name a student of its own")
     return there[0]
-
-
-# What the rows and the columns of a matrix are, in models that are built like Llama.
-_AXES = {
-    **dict.fromkeys(("embed_tokens", "lm_head", "score"), ("", "hidden")),
-    **dict.fromkeys(("gate_proj", "up_proj"), ("wide", "hidden")),
-    **dict.fromkeys(("k_proj", "v_proj"), ("groups", "hidden")),
-    **{"q_proj": ("heads", "hidden"), "o_proj": ("hidden", "heads")},
-    "down_proj": ("hidden", "wide"),
-}
-_FIELDS = {"hidden": "hidden_size", "wide": "intermediate_size"}
-_FIELDS |= {"heads": "num_attention_heads", "groups": "num_key_value_heads"}
 
 
 def _width(words: str, teacher: Found) -> Plan:
@@ -184,11 +203,11 @@ def _width(words: str, teacher: Found) -> Plan:
         raise UsageError(f"the student is 'width:{words}'; give a share above 0 and up to 1")
     config, skeleton = teacher.config, _skeleton(teacher, teacher.config)
     for key, value in skeleton.state_dict().items():
-        if _axes(key, value, config) is None:
+        if axes_of(key, value, config) is None:
             what = f"models built like Llama, and a {type(skeleton).__name__} has '{key}'"
             fix = "give truncate:10 or config:NAME=1"
             raise UsageError(f"the student is 'width:{words}', which narrows {what}; {fix}")
-    size = {axis: getattr(config, field) for axis, field in _FIELDS.items()}
+    size = {axis: getattr(config, field) for axis, field in FIELDS.items()}
     groups = max(1, round(size["groups"] * share + 1e-9))
     each = min(
         size["heads"] // size["groups"], max(1, round(size["heads"] * share / groups + 1e-9))
@@ -197,69 +216,9 @@ def _width(words: str, teacher: Found) -> Plan:
     for axis, step in (("hidden", math.lcm(8, groups * each)), ("wide", 8)):
         near = max(step, step * round(size[axis] * share / step + 1e-9))  # heads must divide hidden
         kept[axis] = size[axis] if share == 1 else min(size[axis], near)
-    fields = {field: kept[axis] for axis, field in _FIELDS.items()}
-    small = _changed(teacher, {**fields, "head_dim": _dim(config)})
-    return small, lambda: _filled(teacher, small, lambda state: _narrow(state, config, kept))
-
-
-def _dim(config: Any) -> int:
-    """Channels of an attention head, which narrowing leaves alone."""
-    dim = getattr(config, "head_dim", None)
-    return int(dim or config.hidden_size // config.num_attention_heads)
-
-
-def _axes(key: str, value: Tensor, config: Any) -> tuple[str, ...] | None:
-    """What the dimensions of a weight are ("": left whole); None where that is not known."""
-    if not all(hasattr(config, field) for field in _FIELDS.values()):
-        return None
-    name, dim = key.split(".")[-2], _dim(config)
-    if name in ("q_norm", "k_norm"):  # of each head
-        return ("",) if value.shape == (dim,) else None
-    size = {axis: getattr(config, field) for axis, field in _FIELDS.items()}
-    size |= {"": value.shape[0], "heads": size["heads"] * dim, "groups": size["groups"] * dim}
-    axes = ("hidden",) if name.endswith("norm") else _AXES.get(name, ())[: value.dim()]
-    return axes if value.shape == tuple(size[axis] for axis in axes) else None
-
-
-def _narrow(state: State, config: Any, kept: dict[str, int]) -> State:
-    """The weights between the channels, neurons and heads whose weights are largest."""
-    axes = {key: _axes(key, value, config) or () for key, value in state.items()}
-    scores: dict[tuple[str, str], Any] = {}
-    for key, value in state.items():
-        if value.dim() == 2:
-            square = value.double().square()  # each matrix counts alike, whatever its scale
-            square /= square.mean().clamp_min(torch.finfo(torch.float64).tiny)
-            for place, axis in enumerate(axes[key]):
-                where = _where(key, axis)
-                scores[where] = scores.get(where, 0) + square.mean(1 - place)
-    picks = {where: _picked(*where, scores, kept, _dim(config)) for where in scores if where[1]}
-    for key in state:
-        for place, axis in enumerate(axes[key]):
-            if axis:
-                state[key] = state[key].index_select(place, picks[_where(key, axis)])
-    return state
-
-
-def _where(key: str, axis: str) -> tuple[str, str]:
-    """Each layer chooses its heads and neurons; the channels are one choice for all layers."""
-    return ("" if axis == "hidden" else key.rsplit(".", 2)[0], axis)
-
-
-def _picked(layer: str, axis: str, scores: Any, kept: dict[str, int], dim: int) -> Tensor:
-    """Rows or columns to keep, rising; of each group of heads that share a key as many queries."""
-    if axis in ("hidden", "wide"):
-        return _top(scores[layer, axis], kept[axis])
-    queries, keys = (scores[layer, a].view(-1, dim).sum(1) for a in ("heads", "groups"))
-    queries = queries.view(len(keys), -1)
-    heads = groups = _top(keys + queries.sum(1), kept["groups"])
-    if axis == "heads":
-        count, per = kept["heads"] // len(groups), queries.shape[1]
-        heads = torch.cat([g * per + _top(queries[g], count) for g in groups])
-    return (heads[:, None] * dim + torch.arange(dim, device=heads.device)).flatten()
-
-
-def _top(scores: Tensor, count: int) -> Tensor:
-    return scores.sort(descending=True, stable=True).indices[:count].sort().values
+    fields = {field: kept[axis] for axis, field in FIELDS.items()}
+    small = _changed(teacher, {**fields, "head_dim": dim_of(config)})
+    return small, lambda: _filled(teacher, small, lambda state: narrowed(state, config, kept))
 
 
 def _config(words: str, teacher: Found) -> Plan:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ from limbeck.core.text.places import columns
 from limbeck.core.views import Lazy
 from limbeck.errors import UsageError
 
-__all__ = ["Causal", "Classifier", "body_of", "head_of", "is_linear"]
+__all__ = ["Causal", "Classifier", "body_of", "head_of", "is_linear", "within"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,23 @@ def _weight_of(layer: Any) -> Tensor:
     whole = getattr(weight, "full_tensor", None)  # of a sharded one
     found: Tensor = weight if whole is None else whole()
     return found if torch.is_grad_enabled() else found.detach()  # a teacher's gets no graph
+
+
+@contextmanager
+def within(model: nn.Module, vocab: int | None) -> Iterator[None]:
+    """While it lasts, a model's head gives tokens beyond the first `vocab` no probability."""
+
+    def cut(layer: nn.Module, x: Any, logits: Tensor) -> Tensor:
+        there = torch.arange(logits.shape[-1], device=logits.device) < vocab
+        return torch.where(there, logits, -math.inf)
+
+    head = model.get_output_embeddings() if vocab is not None else None  # type: ignore[operator]
+    hook = head.register_forward_hook(cut) if head is not None else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def is_linear(model: nn.Module, inputs: Mapping[str, Tensor], vocab: int) -> bool:

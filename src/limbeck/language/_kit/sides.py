@@ -17,6 +17,7 @@ from limbeck.core.text import encode, students
 from limbeck.core.text.lora import lora
 from limbeck.core.text.masking import Masked
 from limbeck.core.text.models import Found, load
+from limbeck.core.text.seq2seq import Seq2Seq
 from limbeck.core.text.view import Causal, Classifier, is_linear
 from limbeck.core.untrained import Untrained
 from limbeck.errors import UsageError
@@ -67,13 +68,13 @@ def student_of(given: Any, teacher: Found | None, classes: int | None) -> Found:
 
 
 def check_kinds(one: Found | None, two: Found, classes: int | None) -> None:
-    wanted = "classifier" if classes else "masked" if two.kind == "masked" else "causal"
+    wanted = "classifier" if classes else "causal" if two.kind == "classifier" else two.kind
     for side, model in (("teacher", one), ("student", two)):
         if model is not None and model.kind != wanted:
             rows = "have labels" if classes else "have no labels"
             raise UsageError(
-                f"the {side} {model.name} is a {model.kind} model, and these texts {rows}: they "
-                f"are for a {wanted} one"
+                f"the {side} {model.name} is a {model.kind} model, and these texts {rows}: with "
+                f"the student {two.name} they are for a {wanted} one"
             )
 
 
@@ -86,9 +87,15 @@ def context_of(asked: int, models: Sequence[Found]) -> int:
 
 
 def other_of(one: Found | None, two: Found) -> Any:
-    """The teacher's tokenizer, where it is not the student's."""
+    """The teacher's tokenizer, where it is not the student's; only causal models' are aligned."""
     if one is None or one.kind == "classifier" or encode.same(one.tokenizer, two.tokenizer):
         return None
+    if two.kind != "causal":
+        raise UsageError(
+            f"the teacher {one.name} has another tokenizer than the student {two.name}, and only "
+            f"causal models are taught across tokenizers, not {two.kind} ones; give one with the "
+            "student's"
+        )
     return one.tokenizer
 
 
@@ -125,6 +132,6 @@ def reader_of(
     vocab = len(model.tokenizer)
     if model.kind == "masked":
         return Masked(vocab)
-    reader = Causal(vocab, side)
-    module = make()
-    return Causal(vocab, side, is_linear(module, reader(x), vocab))
+    kind = Seq2Seq if model.kind == "seq2seq" else Causal
+    reader = kind(vocab, side)
+    return replace(reader, linear=is_linear(make(), reader(x), vocab))

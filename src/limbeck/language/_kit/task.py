@@ -14,11 +14,12 @@ from limbeck.core.score import accuracy
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.core.teachers import Nobody
 from limbeck.core.text import encode, students, texts
-from limbeck.core.text.facts import Text
-from limbeck.core.text.masking import MaskedText, Masking, fixed, masked_nll
+from limbeck.core.text.facts import MaskedText, Text
+from limbeck.core.text.masking import Masking, fixed, masked_nll
 from limbeck.core.text.models import Found, load
 from limbeck.core.text.places import IGNORED
 from limbeck.core.text.scores import bits_per_byte
+from limbeck.core.text.seq2seq import end_of, pairs
 from limbeck.errors import UsageError
 from limbeck.language._kit import sides
 
@@ -44,7 +45,8 @@ def task(
 ) -> Task:
     """Make a task of language modelling, or of classifying texts where they have labels.
 
-    Of masked models (BERT and its kind) it is to fill in hidden tokens of plain texts.
+    Of masked models (BERT and its kind) it is to fill in hidden tokens of plain texts; of
+    encoder-decoders (T5, BART) to write the responses of prompts.
 
     Args:
         teacher: words ("hf:HuggingFaceTB/SmolLM2-135M-Instruct", a folder of save_pretrained,
@@ -125,14 +127,15 @@ def _encoded(
     sets, notes = {}, []
     for part in ("train", "valid", "test"):
         rows = getattr(found, part)
-        if student.kind == "masked" and (other is not None or "text" not in rows[0]):
+        if student.kind == "masked" and "text" not in rows[0]:
             raise UsageError(
-                "masked models are taught on plain texts, by a teacher with the student's "
-                f"tokenizer, and {'its is another' if other is not None else 'these are answers'}; "
-                "give others"
+                "masked models are taught on plain texts, and these are answers; give others"
             )
         if found.names:
             samples = encode.labelled(rows, student.tokenizer, context)
+        elif student.kind == "seq2seq":
+            start = student.config.decoder_start_token_id
+            samples = pairs(rows, student.tokenizer, context, start)
         elif other is not None:
             samples = encode.both(rows, student.tokenizer, other, context)
         elif "text" in rows[0]:
@@ -166,10 +169,11 @@ def _text(student: Found, other: Any, context: int) -> Text | MaskedText:
         return MaskedText(
             len(words), context, words.mask_token_id, words.pad_token_id, tokenizer=words
         )
+    end = end_of(words) if student.kind == "seq2seq" else words.eos_token_id
     return Text(
         vocab=len(words),
         context=context,
-        eos=() if words.eos_token_id is None else (words.eos_token_id,),
+        eos=() if end is None else (end,),
         pad=words.pad_token_id,
         tokenizer=words,
         other=other,

@@ -18,8 +18,8 @@ from limbeck.core.run import current
 from limbeck.core.signals import Dense, Signal
 from limbeck.core.tables import Table
 from limbeck.core.task import Task
-from limbeck.core.text.facts import text_of
-from limbeck.core.text.masking import MaskedText, Masking, rates_of
+from limbeck.core.text.facts import MaskedText, text_of
+from limbeck.core.text.masking import Masking, rates_of
 from limbeck.core.text.places import IGNORED, columns, count, cross_entropy, wanted
 from limbeck.core.views import Side
 from limbeck.errors import UsageError

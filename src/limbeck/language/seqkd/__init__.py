@@ -18,11 +18,12 @@ from limbeck.core.task import Budget, Task
 from limbeck.core.teachers import Nobody
 from limbeck.core.text.facts import text_of
 from limbeck.core.text.places import count, cross_entropy, matched
+from limbeck.core.text.seq2seq import is_pair
 from limbeck.core.updates import Phase
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
 from limbeck.language.seqkd.pruned import Masked, masks_of, put_out
-from limbeck.language.seqkd.written import Writer, is_pair, writing
+from limbeck.language.seqkd.written import Writer, writing
 
 CARD = Card(
     key="seqkd",

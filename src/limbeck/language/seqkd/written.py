@@ -15,14 +15,15 @@ from limbeck.core.run import Run, current
 from limbeck.core.tables import Table
 from limbeck.core.teacher import Setting, Teacher
 from limbeck.core.teachers import Frozen
+from limbeck.core.text.bleu import bleu
 from limbeck.core.text.facts import Text
 from limbeck.core.text.generate import Hypotheses, beams
 from limbeck.core.text.places import IGNORED
 from limbeck.core.text.replay import joined, prompts_of
+from limbeck.core.text.seq2seq import is_pair
 from limbeck.errors import UsageError
-from limbeck.language.seqkd.bleu import sentence_bleu
 
-__all__ = ["Writer", "answers", "is_pair", "nearest_of", "writing"]
+__all__ = ["Writer", "answers", "nearest_of", "writing"]
 
 SHARDS = 50
 """So many pieces of a data set are kept one by one; a killed run loses one at most."""
@@ -115,6 +116,7 @@ class Writer:
             eos=text.eos,
             pad=text.pad,
             length_penalty=self.length_penalty,
+            vocab=text.vocab,
         )
         pick = torch.zeros(len(batch), dtype=torch.int64)
         if self.near:
@@ -166,14 +168,7 @@ def said_in(found: Hypotheses, text: Text) -> list[list[list[int]]]:
 
 def nearest_of(said: list[list[int]], truth: list[int]) -> int:
     """Which hypothesis has the largest BLEU; `truth` itself wins, then the likelier, first one."""
-    return max(
-        range(len(said)), key=lambda k: (said[k] == truth, sentence_bleu(said[k], truth), -k)
-    )
-
-
-def is_pair(batch: Batch) -> bool:
-    """Whether sources and targets are apart in `batch`, as an encoder-decoder reads them."""
-    return "source_ids" in batch.x
+    return max(range(len(said)), key=lambda k: (said[k] == truth, bleu([said[k]], [[truth]]), -k))
 
 
 def writing(teacher: Teacher) -> Frozen:

@@ -1,0 +1,277 @@
+"""Encoder-decoders and masked models in words, from files of texts to folders that load again."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs transformers")
+pytest.importorskip("tokenizers", reason="needs tokenizers")
+
+import tokenizers
+import transformers
+
+import limbeck
+from limbeck.cli import main
+from limbeck.core.data import Table
+from limbeck.core.evaluate import evaluating, measure
+from limbeck.core.text.generate import beams
+from limbeck.core.text.places import IGNORED
+from limbeck.core.text.seq2seq import Seq2Seq, pairs
+from limbeck.errors import UsageError
+from limbeck.language import task
+
+pytestmark = pytest.mark.xdist_group("language_kinds")
+
+SPECIAL = ["<pad>", "</s>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+PLAIN = [" ".join(WORDS[(i * k + k) % 10] for k in range(1, 15)) for i in range(1, 61)]
+ROWS = [
+    {"prompt": " ".join(said := text.split()[: 3 + i % 3]), "response": " ".join(said[::-1])}
+    for i, text in enumerate(PLAIN)
+]
+
+
+def tokenizer(kind):
+    table = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(table, unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    names = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    if kind == "bert":
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
+        )
+        names |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    else:
+        names |= {"eos_token": "</s>"}
+    if kind == "t5":  # its tokenizer ends texts by itself; the other's is helped
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 1)]
+        )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+
+
+def t5(layers):
+    config = transformers.T5Config(
+        vocab_size=20, d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=layers,
+        dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def bart(layers):
+    config = transformers.BartConfig(
+        vocab_size=18, d_model=16, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, max_position_embeddings=32, dropout=0.0, init_std=0.3,
+        pad_token_id=0, bos_token_id=1, eos_token_id=1, decoder_start_token_id=1,
+        forced_eos_token_id=None,
+    )  # fmt: skip
+    return transformers.BartForConditionalGeneration(config)
+
+
+def bert(layers):
+    config = transformers.BertConfig(
+        vocab_size=18, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=32, pad_token_id=0,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return transformers.BertForMaskedLM(config)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Folders `t5`, `bart`, `bert`, and of texts `pairs` and `plain`."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for kind, make in (("t5", t5), ("bart", bart), ("bert", bert)):
+        torch.manual_seed(0)
+        make(3).save_pretrained(folder / kind)
+        tokenizer(kind).save_pretrained(folder / kind)
+    for name, rows in (("pairs", ROWS), ("plain", [{"text": text} for text in PLAIN])):
+        (folder / name).mkdir()
+        told = "\n".join(json.dumps(row) for row in rows)
+        (folder / name / "train.jsonl").write_text(told, "utf-8")
+    return folder
+
+
+def command(*words):
+    return main([str(word) for word in words])
+
+
+def test_prompts_go_to_the_encoder_and_responses_to_the_decoder():
+    rows = [{"prompt": "one two", "response": "three"}, {"prompt": "ten", "response": "six five"}]
+    for kind in ("t5", "bart"):
+        x, y, notes = pairs(rows, tokenizer(kind), 8, 0)
+        end = [1] if kind == "t5" else []
+        one, two = ([WORDS.index(w) + 6 for w in words.split()] for words in ("one two", "ten"))
+        wide = 2 + len(end)
+        assert x["source_ids"].tolist() == [one + end, (two + end + [0] * 3)[:wide]]
+        assert x["source_mask"].sum(1).tolist() == [2 + len(end), 1 + len(end)]
+        assert x["ids"].tolist() == [[0, 8, 1, 0], [0, 11, 10, 1]]
+        assert x["mask"].tolist() == [[1, 1, 1, 0], [1] * 4]  # what it begins with is no padding
+        assert y.tolist() == [[IGNORED, 8, 1, IGNORED], [IGNORED, 11, 10, 1]]
+        assert notes == ()
+    x, y, notes = pairs(rows, tokenizer("bart"), 3, 1)
+    assert y[1].tolist() == [IGNORED, 11, 10]  # cut: it has not ended
+    assert notes == ("1 of 2 responses were cut to the context of 3 tokens",)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_a_reader_shows_what_the_model_says(place, kind):
+    made = task(str(place / kind), "truncate:2", str(place / "pairs"), context=16)
+    reader, model = made.readers["student"], made.new_student(0).eval()
+    assert isinstance(reader, Seq2Seq)
+    assert reader.linear == (kind == "bart")  # T5 scales its hidden states
+    x = {name: value[:6] for name, value in made.train["x"].items()}
+    with evaluating(model):
+        shown = reader.view(model, reader(x))
+        y = made.train["y"][:6]
+        told = y[:, 1:].clone()
+        own = model(
+            input_ids=x["source_ids"],
+            attention_mask=x["source_mask"],
+            decoder_input_ids=x["ids"],
+            decoder_attention_mask=x["mask"],
+        ).logits
+    wide = shown["logits"].shape[1]
+    torch.testing.assert_close(shown["logits"], own[:, :wide, :16], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        shown["signal"].log_p(), own[:, :wide, :16].log_softmax(-1), rtol=1e-4, atol=1e-4
+    )
+    slow = [
+        -own[b, i, :16].log_softmax(-1)[told[b, i]] for b, i in (told != IGNORED).nonzero().tolist()
+    ]
+    few = Table({"x": x, "y": y, "bytes": made.train["bytes"][:6]}, "few")
+    found = measure(model, few, made.score, reader)
+    nats = found * float(made.train["bytes"][:6].sum()) * torch.log(torch.tensor(2.0))
+    assert float(nats) == pytest.approx(float(sum(slow)), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_seqkd_of_an_encoder_decoder_as_a_user_types_it(place, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = ["--teacher", place / kind, "--student", "truncate:1", "--data", place / "pairs"]
+    how = ["--context", "16", "--steps", "4", "--batch", "8", "--beam", "2", "--inter-beam", "3"]
+    assert command("run", "seqkd", *own, *how, "--baseline", "--out", "run") == 0
+    facts = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert facts["score_name"] == "bits per byte"
+    assert facts["teacher"] > 0
+    seen = json.loads((tmp_path / "run" / "appraisal.json").read_text())
+    assert {*seen["sides"]} == {"student", "teacher", "baseline", "before"}
+    assert all(0 <= side["rouge_l"] <= 1 for side in seen["sides"].values())
+    given = {row["prompt"]: row["response"] for row in ROWS}
+    assert all(given[each["prompt"]] == each["text"] for each in seen["written"])
+    assert "What they write" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert command("export", "run", "--to", "safetensors", "--out", "home") == 0
+    taken = transformers.AutoModelForSeq2SeqLM.from_pretrained("home", local_files_only=True)
+    assert type(taken) is type(t5(1) if kind == "t5" else bart(1))
+    made = task(str(place / kind), "truncate:1", str(place / "pairs"), context=16)
+    again = measure(taken, Table(made.test, "test"), made.score, made.readers["student"])
+    assert again == pytest.approx(facts["score"], rel=1e-5)
+    words = transformers.AutoTokenizer.from_pretrained("home", local_files_only=True)
+    asked = words("one two", return_tensors="pt", return_token_type_ids=False)
+    assert taken.generate(**asked, max_new_tokens=3).shape[0] == 1
+    # The run's student is a teacher of the next one.
+    more = ["--teacher", "home", "--student", place / kind, "--data", place / "pairs"]
+    short = ["--first", "data", "--inter", "0", "--word", "true", *how[:6]]
+    assert command("run", "seqkd", *more, *short, "--out", "next") == 0
+
+
+def test_distilbert_of_a_masked_model_as_a_user_types_it(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = ["--teacher", place / "bert", "--student", "truncate:2", "--data", place / "plain"]
+    how = ["--context", "16", "--steps", "4", "--batch", "8"]
+    assert command("run", "distilbert", *own, *how, "--baseline", "--out", "run") == 0
+    facts = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert facts["score_name"] == "masked nll"
+    seen = json.loads((tmp_path / "run" / "appraisal.json").read_text())
+    for side, value in (("student", facts["score"]), ("teacher", facts["teacher"])):
+        assert seen["sides"][side]["nll"] == pytest.approx(value, rel=1e-4)
+    assert "As language models" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert command("export", "run", "--to", "safetensors", "--out", "home") == 0
+    taken = transformers.AutoModelForMaskedLM.from_pretrained("home", local_files_only=True)
+    assert taken.config.num_hidden_layers == 2
+    made = task(str(place / "bert"), "truncate:2", str(place / "plain"), context=16)
+    again = measure(taken, Table(made.test, "test"), made.score, made.readers["student"])
+    assert again == pytest.approx(facts["score"], rel=1e-5)
+    assert transformers.AutoTokenizer.from_pretrained("home", local_files_only=True).mask_token
+
+
+def test_hidden_tokens_are_fixed_where_models_are_scored_and_drawn_anew_where_they_learn(
+    place, monkeypatch
+):
+    from limbeck.core.text.masking import Masking
+
+    made = [task(str(place / "bert"), "truncate:1", PLAIN, context=16) for _ in range(2)]
+    for part in ("train", "valid", "test"):
+        one, two = (each.set(part) for each in made)
+        assert torch.equal(one["x"]["ids"], two["x"]["ids"])
+        assert torch.equal(one["y"], two["y"])
+    seen, batch = {}, Masking.batch
+
+    def told(self, raw, rng):
+        found = batch(self, raw, rng)
+        for i, y in zip(raw.index.tolist(), found.y.tolist(), strict=True):
+            seen.setdefault(i, []).append(tuple(y))
+        return found
+
+    monkeypatch.setattr(Masking, "batch", told)
+    short = task(str(place / "bert"), "truncate:1", PLAIN, context=16)
+    limbeck.run("distilbert", short, baseline=True)
+    own = {i: tuple(y) for i, y in enumerate(short.train["y"].tolist())}
+    baseline = [rows[-1] for rows in seen.values()]
+    assert all(len(rows) >= 2 for rows in seen.values())  # of the method's fit and the baseline's
+    assert len(seen) > 10
+    assert sum(rows[0] != own[i] for i, rows in seen.items()) > len(seen) / 2
+    assert sum(a != rows[0] for a, rows in zip(baseline, seen.values(), strict=True)) > 5
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "rows", "said"),
+    [
+        ("t5", "truncate:1", PLAIN, "row 0 has text, and an encoder-decoder is taught on prompts"),
+        ("t5", "bart", ROWS, "another tokenizer than the student bart, and only causal models"),
+        ("t5", "bert", PLAIN, "the teacher t5 is a seq2seq model"),
+        ("bert", "truncate:1", ROWS, "plain texts, and these are answers"),
+        ("bert", "t5", PLAIN, "for a seq2seq one"),
+    ],
+)
+def test_what_cannot_be(place, teacher, student, rows, said):
+    student = student if ":" in student else str(place / student)
+    with pytest.raises(UsageError, match=said):
+        task(str(place / teacher), student, rows, context=16)
+
+
+def test_methods_for_other_kinds_say_so(place):
+    pair = task(str(place / "bart"), "truncate:1", ROWS, context=16)
+    with pytest.raises(UsageError, match="only causal models write texts while"):
+        limbeck.run("gkd", pair, own=1.0, new=4)
+    limbeck.run("gkd", pair, own=0.0)  # on the data's responses it is as ever
+    hidden = task(str(place / "bert"), "truncate:1", PLAIN, context=16)
+    with pytest.raises(UsageError, match=r"fill in hidden tokens; .* run distilbert"):
+        limbeck.run("seqkd", hidden)
+    nameless = transformers.T5Config(**{**t5(1).config.to_dict(), "decoder_start_token_id": None})
+    model = transformers.T5ForConditionalGeneration(nameless)
+    with pytest.raises(UsageError, match="no decoder_start_token_id"):
+        task((model, tokenizer("t5")), "truncate:1", ROWS, context=16)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_rows_of_a_model_beyond_its_tokens_are_never_written(beam):
+    torch.manual_seed(1)
+    model = t5(1).eval()  # 20 rows, of 16 tokens
+    with torch.no_grad():
+        model.lm_head.weight[16:] = 3 * model.lm_head.weight[:4]
+    ids, start = torch.tensor([[6, 7, 8], [9, 10, 1]]), torch.zeros(1, 1, dtype=torch.int64)
+    more = {"new": 4, "beams": beam, "eos": (1,), "pad": 0, "length_penalty": 0.0}
+    found = beams(model, ids, torch.ones_like(ids), **more, vocab=16)
+    assert int(found.ids.max()) < 16
+    assert int(beams(model, ids, torch.ones_like(ids), **more).ids.max()) >= 16
+    for row, said, there, logp in zip(
+        ids, found.ids[:, 0], found.mask[:, 0].bool(), found.logp[:, 0], strict=True
+    ):
+        written = torch.cat([start[0], said[there]])[None]
+        with evaluating(model):
+            own = model(input_ids=row[None], decoder_input_ids=written[:, :-1]).logits[..., :16]
+        slow = own.log_softmax(-1)[0].gather(-1, written[0, 1:, None]).sum()
+        assert float(logp) == pytest.approx(float(slow), abs=1e-4)
