@@ -5,21 +5,18 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason="needs transformers")
-pytest.importorskip("tokenizers", reason="needs tokenizers")
+transformers = pytest.importorskip("transformers", reason="needs transformers")
+tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers")
 
-import tokenizers
-import transformers
-
-import limbeck
-from limbeck.cli import main
-from limbeck.core.data import Table
-from limbeck.core.evaluate import evaluating, measure
-from limbeck.core.text.generate import beams
-from limbeck.core.text.places import IGNORED
-from limbeck.core.text.seq2seq import Seq2Seq, pairs
-from limbeck.errors import UsageError
-from limbeck.language import task
+import limbeck  # noqa: E402
+from limbeck.cli import main  # noqa: E402
+from limbeck.core.data import Table  # noqa: E402
+from limbeck.core.evaluate import evaluating, measure  # noqa: E402
+from limbeck.core.text.generate import beams  # noqa: E402
+from limbeck.core.text.places import IGNORED  # noqa: E402
+from limbeck.core.text.seq2seq import Seq2Seq, pairs  # noqa: E402
+from limbeck.errors import UsageError  # noqa: E402
+from limbeck.language import task  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("language_kinds")
 

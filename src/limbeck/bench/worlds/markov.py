@@ -53,8 +53,7 @@ def task(
         seed: of the run; makes no difference here.
         tiny: 160 texts of 16 symbols and 24 steps.
         order: how many symbols the next one depends on, 1 or 2.
-        concentration: of the Dirichlet distribution that each row of probabilities is drawn from;
-            large for flat rows.
+        concentration: of the Dirichlet distribution that rows are drawn from; large for flat ones.
         n: training texts; 400 by default.
         data_seed: of the chain and all texts.
     """

@@ -53,7 +53,7 @@ def is_pair(batch: Batch) -> bool:
 def end_of(tokenizer: Any) -> int | None:
     """The token that ends what a decoder writes: EOS, of BERT's tokenizers SEP."""
     eos: int | None = tokenizer.eos_token_id
-    return tokenizer.sep_token_id if eos is None else eos  # type: ignore[no-any-return]
+    return tokenizer.sep_token_id if eos is None else eos
 
 
 def pairs(

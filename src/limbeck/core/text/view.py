@@ -112,18 +112,19 @@ def _weight_of(layer: Any) -> Tensor:
 @contextmanager
 def within(model: nn.Module, vocab: int | None) -> Iterator[None]:
     """While it lasts, a model's head gives tokens beyond the first `vocab` no probability."""
+    if vocab is None:
+        yield
+        return
 
     def cut(layer: nn.Module, x: Any, logits: Tensor) -> Tensor:
         there = torch.arange(logits.shape[-1], device=logits.device) < vocab
         return torch.where(there, logits, -math.inf)
 
-    head = model.get_output_embeddings() if vocab is not None else None  # type: ignore[operator]
-    hook = head.register_forward_hook(cut) if head is not None else None
+    hook = model.get_output_embeddings().register_forward_hook(cut)  # type: ignore[operator]
     try:
         yield
     finally:
-        if hook is not None:
-            hook.remove()
+        hook.remove()
 
 
 def is_linear(model: nn.Module, inputs: Mapping[str, Tensor], vocab: int) -> bool:

@@ -27,7 +27,7 @@ def masks_of(model: nn.Module, share: float) -> dict[str, Tensor]:
     sizes = torch.cat([p.detach().abs().float().flatten() for p in ranked.values()])
     keep = torch.ones_like(sizes, dtype=torch.bool)
     keep[sizes.argsort(stable=True)[: round(share * len(sizes))]] = False
-    parts = keep.split([p.numel() for p in ranked.values()])
+    parts = torch.split(keep, [p.numel() for p in ranked.values()])
     return {n: part.view_as(p) for (n, p), part in zip(ranked.items(), parts, strict=True)}
 
 

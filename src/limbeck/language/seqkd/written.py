@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class Writer:
         """
         run, table = current(), Table(source)
         rows = min(ROWS, max(1, ROOM // (self.beam * self.text.vocab * self.new)))
-        chunks = torch.arange(len(table)).split(rows)
+        chunks = torch.split(torch.arange(len(table)), rows)
         size = max(-(-len(chunks) // SHARDS), processes.world())
         shards = [chunks[i : i + size] for i in range(0, len(chunks), size)]
         live = writing(teacher).attach(Setting(device=run.device))
@@ -84,7 +85,7 @@ class Writer:
             before = sum(run.finished(f"{full}/{k}") for k in range(len(shards)))
             with run.progress(full, len(shards), before) as tick:
                 for k, shard in enumerate(shards):
-                    found.append(run.stage(str(k), lambda s=shard: self._shard(model, table, s)))
+                    found.append(run.stage(str(k), partial(self._shard, model, table, shard)))
                     if k >= before:
                         tick(k + 1, {"texts": sum(len(each["y"]) for each in found)})
         return {n: torch.cat([each[n] for each in found]) for n in found[0]}
