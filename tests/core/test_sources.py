@@ -391,7 +391,7 @@ def changed(row: int, column: int, cell: str) -> list[tuple[str, ...]]:
         (changed(4, 1, "?"), "line 5: column 'kind' has no value"),
         (changed(4, 3, "NA"), "line 5: column 'out' has no value"),
         (changed(4, 2, "four"), "line 5: column 'b' holds 'four' among numbers"),
-        (changed(4, 2, "-1e39"), "line 5: column 'b' holds '-1e39', more than float32 can"),
+        (changed(4, 2, "-1e39"), "line 5: column 'b' holds '-1e39', more than a float32 can"),
         (changed(4, 2, "inf"), "line 5: column 'b' holds 'inf' among numbers"),
         (changed(0, 1, "a"), "two columns 'a'"),
         (ROWS[:1], "no rows under a header"),
