@@ -309,7 +309,7 @@ def test_folders_that_lack_something(tmp_path):
     folder.mkdir()
     (folder / "notes.txt").write_text("x")
     refused(
-        f"hf:{folder}", "the teacher hf:.*m cannot be read .the folder has no config.json.; give"
+        f"hf:{folder}", "the teacher 'hf:.*m' cannot be read .the folder has no config.json.; give"
     )
     saved(folder, llama())
     shutil.move(folder / "model.safetensors", tmp_path / "model.safetensors")
@@ -406,7 +406,7 @@ def test_the_hub_without_a_network_is_a_sentence_at_once(monkeypatch):
     begun = time.monotonic()
     refused(
         "hf:nobody/has-this",
-        "the teacher hf:nobody/has-this cannot be read .it is no folder here, and of the hub: "
+        "the teacher 'hf:nobody/has-this' cannot be read .it is no folder here, and of the hub: "
         "there is no connection, and no copy here.; give hf:ID",
     )
     assert time.monotonic() - begun < 5

@@ -165,7 +165,7 @@ def _kind_of(config: Any, named: str, model: Model, side: str, classes: int | No
         kind = "masked" if "masked" in there and model.kind != "gguf" else "causal"
     if kind not in there:
         what = f"a {config.model_type} model, which is no {kind} language model"
-        raise UsageError(f"the {side} {model.text} is {what}; give another")
+        raise UsageError(f"the {side} '{model.text}' is {what}; give another")
     return kind, there[kind]
 
 
@@ -214,7 +214,7 @@ def _of_value(given: Any, who: str) -> Found:
 
 def _of_file(model: Model, side: str, classes: int | None) -> Found:
     """FILE.py:NAME: a pair, or as for any room a module, function or class, with a `tokenizer`."""
-    value, who = own.value_of(model.name), f"the {side} {model.text}"
+    value, who = own.value_of(model.name), f"the {side} '{model.text}'"
     if isinstance(value, tuple):
         return replace(_of_value(value, who), name=model.short)
     made = from_file(model, classes)
@@ -263,4 +263,4 @@ def _reading(model: Model, side: str, part: str = "") -> Iterator[None]:
         elif ".safetensors" not in ends:
             why = "its weights are pickled" if ends & {".bin", ".pt"} else "it has no weights"
             fix = "write .safetensors files, with save_pretrained"
-        raise Missing(f"{part}the {side} {model.text} cannot be read ({why}); {fix}") from error
+        raise Missing(f"{part}the {side} '{model.text}' cannot be read ({why}); {fix}") from error

@@ -71,7 +71,7 @@ def check_kinds(one: Found | None, two: Found, classes: int | None) -> None:
         if model is not None and model.kind != wanted:
             rows = "have labels" if classes else "have no labels"
             raise UsageError(
-                f"the {side} {model.name} is a {model.kind} model, and these texts {rows}: they "
+                f"the {side} '{model.name}' is a {model.kind} model, and these texts {rows}: they "
                 f"are for a {wanted} one"
             )
 

@@ -179,5 +179,5 @@ def _said(one: Found | None, two: Found, other: Any, context: int) -> list[str]:
             f"{len(two.tokenizer):,} tokens): texts are aligned by bytes"
         )
     if two.untrained:
-        notes.append(f"the student {two.name}: {two.untrained}")
+        notes.append(f"the student '{two.name}': {two.untrained}")
     return notes

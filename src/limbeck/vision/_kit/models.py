@@ -70,7 +70,7 @@ def of_words(model: Model, side: str, classes: int, pretrained: bool = False) ->
 
             def loaded(size: int) -> nn.Module:
                 module = whole.at(size)
-                load_weights(module, file)
+                load_weights(module, file, classes)
                 return module
 
             wants = _wants_of(inputs_of(file), whole.wants)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from limbeck.core.data import Table
+from limbeck.core.sources.sets import told
 from limbeck.core.task import Budget, Task
 from limbeck.errors import UsageError
 from limbeck.vision._kit import sides, sources
@@ -105,7 +106,7 @@ def task(
         about={
             "inputs": _inputs(readers["student"], seen, side),
             "names": list(loaded.names),
-            "source": loaded.text,
+            "source": told(data),
             "split": {"train": 0, "valid": 0, "test": 0, **sizes, "made": bool(cut)},
         },
         split={part: list(loaded.sets[part].names) for part in cut},
@@ -160,7 +161,7 @@ def _said(one: sides.Given, seen: Look, augment: str) -> list[str]:
     if seen.free:
         notes.append("the pictures leave the range 0..1, so they are taken as normalised already")
     if one.net is not None and one.net.kept and not one.net.trained:
-        notes.append(f"the teacher {one.net.name} keeps its pretrained body and gets a new head")
+        notes.append(f"the teacher '{one.net.name}' keeps its pretrained body and gets a new head")
     if augment != "none":
         words = {"crop": "cropped", "flip": "mirrored"}
         how = " and ".join(words[word] for word in augment.split(","))
