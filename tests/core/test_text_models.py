@@ -246,7 +246,7 @@ def test_a_file_names_a_pair_a_function_or_a_class(tmp_path):
         assert isinstance(found.make(), transformers.GPT2LMHeadModel)
         assert len(found.tokenizer) == 3
         assert found.tokenizer.pad_token == "</s>"
-    with pytest.raises(UsageError, match=r"bare is GPT2LMHeadModel; give .*set model.tokenizer"):
+    with pytest.raises(UsageError, match=r"bare' is GPT2LMHeadModel; give .*set model.tokenizer"):
         load(f"{file}:bare", "student")
     with pytest.raises(UsageError, match=r"body is a GPT2Model; give a model of AutoModel"):
         load(f"{file}:body", "student")
@@ -318,7 +318,7 @@ def test_folders_that_lack_something(tmp_path):
     refused(str(folder), "its weights are pickled.; write .safetensors files, with save_pretrained")
     cut = (tmp_path / "model.safetensors").read_bytes()[:3000]
     (folder / "model.safetensors").write_bytes(cut)
-    with pytest.raises(Missing, match=r"the teacher .*m cannot be read .*; give hf:ID") as caught:
+    with pytest.raises(Missing, match=r"the teacher .*m' cannot be read .*; give hf:ID") as caught:
         load(str(folder), "teacher").make()
     assert "\n" not in str(caught.value)
     refused(f"hf:{tmp_path / 'gone'}", "gone cannot be read .it is no folder here, and of the hub")
@@ -424,7 +424,7 @@ def test_a_file_that_is_no_gguf(tmp_path):
 def test_a_gguf_that_is_cut_short(size, tmp_path):
     with SMOL.open("rb") as file:
         (tmp_path / "cut.gguf").write_bytes(file.read(size))
-    refused(str(tmp_path / "cut.gguf"), "cut.gguf cannot be read .*; it is cut short, damaged")
+    refused(str(tmp_path / "cut.gguf"), "cut.gguf' cannot be read .*; it is cut short, damaged")
 
 
 # --- a real model --------------------------------------------------------------------------------

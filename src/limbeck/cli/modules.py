@@ -88,8 +88,8 @@ def _build(words: specs.Model, classes: int | None, shape: Shape | None) -> Buil
         usual: list[tuple[Shape | None, str]] = []
 
         def build(text: str, number: int | None) -> nn.Module:
-            model, *rest = _build(specs.model_of(text, "student"), number, shape)
-            usual.append((rest[0], rest[1]))
+            model, size, said = _build(specs.model_of(text, "student"), number, shape)
+            usual.append((size, said))
             return model
 
         module = models.from_run(words, build).make()

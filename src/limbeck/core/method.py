@@ -185,7 +185,7 @@ def _told(kind: Any) -> str:
         return " or ".join(map(_told, args))
     if kind is types.NoneType:
         return "None"
-    return _WORDS.get(kind) or (str(kind) if origin else getattr(kind, "__name__", str(kind)))
+    return _WORDS.get(kind) or str(kind if origin else getattr(kind, "__name__", kind))
 
 
 def check_fields(owner: Any) -> None:
