@@ -197,6 +197,8 @@ def _teacher(
             from limbeck.core.remote import served
 
             return served(model.name, x[:1], names=names, requests=requests)
+        if model.kind == "run":
+            models.check_names(model.name, names)
         made = _named(model, x, classes)
     elif given is None or isinstance(given, Teacher):
         return as_teacher(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from limbeck.core.sources import own
 from limbeck.core.sources.specs import Model, model_of
 from limbeck.errors import Missing, UsageError
 
-__all__ = ["Build", "Made", "from_file", "from_run", "inputs_of", "load_weights"]
+__all__ = ["Build", "Made", "check_names", "from_file", "from_run", "inputs_of", "load_weights"]
 
 Build = Callable[[str, int | None], nn.Module]
 """Makes the module that words name, for a number of classes (None: the model's own)."""
@@ -153,13 +153,18 @@ def load_weights(module: nn.Module, file: str | Path) -> None:
 
 def inputs_of(file: str | Path) -> dict[str, Any]:
     """What limbeck wrote beside a model's weights of its inputs; empty for others' files."""
+    inputs = meta_of(file).get("inputs")
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def meta_of(file: str | Path) -> dict[str, Any]:
+    """What limbeck wrote beside a model's weights; empty for others' files."""
     try:
         with safe_open(file, "pt") as opened:
             told = json.loads((opened.metadata() or {}).get("limbeck", "{}")).get("meta") or {}
     except (SafetensorError, OSError, ValueError, AttributeError):
         return {}  # whoever loads the weights says so
-    inputs = told.get("inputs") if isinstance(told, dict) else None
-    return inputs if isinstance(inputs, dict) else {}
+    return told if isinstance(told, dict) else {}
 
 
 def _place(tensor: Tensor) -> Any:
@@ -220,7 +225,7 @@ def from_run(model: Model, build: Build | None = None) -> Made:
             f"the run in {folder} was not begun with --student, so it does not say how its student "
             f"is made; give the model as FILE.py:NAME@{weights}"
         )
-    classes = _classes_of(folder)
+    classes = len(names_of(folder)) or None
 
     def make() -> nn.Module:
         module = (build or _plain_build)(words, classes)
@@ -230,20 +235,55 @@ def from_run(model: Model, build: Build | None = None) -> Made:
     return Made(make, True, model.short)
 
 
-def _classes_of(folder: Path) -> int | None:
-    """How many classes a run's data have, where its files say it."""
-    for file, path in (
-        ("run.json", ("about", "names")),
-        ("result.json", ("about", "names")),
-        ("appraisal.json", ("classes",)),
-    ):
-        if (folder / file).exists():
-            value: Any = read_json(folder / file)
+def check_names(folder: str | Path, names: Sequence[str]) -> None:
+    """Refuse a run's student as the teacher of other classes than it was taught.
+
+    Classes whose names are but their numbers may be any.
+
+    Args:
+        folder: of the run.
+        names: of the data's classes, in their order.
+
+    Raises:
+        UsageError: the names differ, or stand in another order.
+    """
+    theirs, mine = names_of(folder), [str(name) for name in names]
+    if theirs == mine or not theirs or len(theirs) != len(mine):  # other numbers are refused anyway
+        return
+    numbers = [str(i) for i in range(len(mine))]
+    i = next(i for i, pair in enumerate(zip(theirs, mine, strict=True)) if pair[0] != pair[1])
+    apart = f"class {i} is '{theirs[i]}' there and '{mine[i]}' in the data"
+    weights = f"MODEL@{Path(folder) / 'student.safetensors'}"
+    if set(theirs) == set(mine):
+        raise UsageError(
+            f"the teacher of the run in {folder} has the data's classes in another order "
+            f"({apart}); number the data's labels in its order (in its run.json under about)"
+        )
+    if numbers not in (theirs, mine):
+        raise UsageError(
+            f"the teacher of the run in {folder} has other classes than the data ({apart}); take a "
+            f"teacher of these data, or, if only the names differ, name it as {weights}"
+        )
+
+
+def names_of(folder: str | Path) -> list[str]:
+    """The names of a run's classes in their order, where its files say them; else none."""
+    for file, path in _NAMED:
+        if (Path(folder) / file).exists():
+            value: Any = read_json(Path(folder) / file)
             for key in path:
                 value = value.get(key) if isinstance(value, Mapping) else None
             if isinstance(value, list) and value:
-                return len(value)
-    return None
+                return [str(name) for name in value]
+    return []
+
+
+_NAMED = (
+    ("run.json", ("about", "names")),
+    ("result.json", ("about", "names")),
+    ("appraisal.json", ("classes",)),
+)
+"""Where a run's files have the names of its classes."""
 
 
 def _plain_build(words: str, classes: int | None) -> nn.Module:
