@@ -248,7 +248,7 @@ def test_a_file_names_a_pair_a_function_or_a_class(tmp_path):
         assert found.tokenizer.pad_token == "</s>"
     with pytest.raises(UsageError, match=r"bare' is GPT2LMHeadModel; give .*set model.tokenizer"):
         load(f"{file}:bare", "student")
-    with pytest.raises(UsageError, match=r"body is a GPT2Model; give a model of AutoModel"):
+    with pytest.raises(UsageError, match=r"body' is a GPT2Model; give a model of AutoModel"):
         load(f"{file}:body", "student")
     with pytest.raises(UsageError, match="plain is Linear; give"):
         load(f"{file}:plain", "student")
@@ -321,7 +321,7 @@ def test_folders_that_lack_something(tmp_path):
     with pytest.raises(Missing, match=r"the teacher .*m' cannot be read .*; give hf:ID") as caught:
         load(str(folder), "teacher").make()
     assert "\n" not in str(caught.value)
-    refused(f"hf:{tmp_path / 'gone'}", "gone cannot be read .it is no folder here, and of the hub")
+    refused(f"hf:{tmp_path / 'gone'}", "gone' cannot be read .it is no folder here, and of the hub")
     refused(str(tmp_path / "gone"), "is no file, folder or library that is known")
 
 

@@ -17,10 +17,11 @@ from torch.nn.parameter import is_lazy
 from limbeck.core import checkpoints
 from limbeck.core.files import read_json
 from limbeck.core.sources import own
+from limbeck.core.sources.classes import names_of
 from limbeck.core.sources.specs import Model, model_of
 from limbeck.errors import Missing, UsageError
 
-__all__ = ["Build", "Made", "from_file", "from_run", "inputs_of", "load_weights"]
+__all__ = ["Build", "Made", "from_file", "from_run", "inputs_of", "load_weights", "meta_of"]
 
 Shape = tuple[int, ...]
 Build = Callable[[str, int | None], nn.Module]
@@ -175,13 +176,18 @@ def _classes_in(unlike: list[tuple[Shape, Shape]], classes: int | None) -> int |
 
 def inputs_of(file: str | Path) -> dict[str, Any]:
     """What limbeck wrote beside a model's weights of its inputs; empty for others' files."""
+    inputs = meta_of(file).get("inputs")
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def meta_of(file: str | Path) -> dict[str, Any]:
+    """What limbeck wrote beside a model's weights; empty for others' files."""
     try:
         with safe_open(file, "pt") as opened:
             told = json.loads((opened.metadata() or {}).get("limbeck", "{}")).get("meta") or {}
     except (SafetensorError, OSError, ValueError, AttributeError):
         return {}  # whoever loads the weights says so
-    inputs = told.get("inputs") if isinstance(told, dict) else None
-    return inputs if isinstance(inputs, dict) else {}
+    return told if isinstance(told, dict) else {}
 
 
 def _place(tensor: Tensor) -> Any:
@@ -242,7 +248,7 @@ def from_run(model: Model, build: Build | None = None) -> Made:
             f"the run in {folder} was not begun with --student, so it does not say how its student "
             f"is made; give the model as FILE.py:NAME@{weights}"
         )
-    classes = _classes_of(folder)
+    classes = len(names_of(folder)) or None
 
     def make() -> nn.Module:
         module = (build or _plain_build)(words, classes)
@@ -250,22 +256,6 @@ def from_run(model: Model, build: Build | None = None) -> Made:
         return module
 
     return Made(make, True, model.short)
-
-
-def _classes_of(folder: Path) -> int | None:
-    """How many classes a run's data have, where its files say it."""
-    for file, path in (
-        ("run.json", ("about", "names")),
-        ("result.json", ("about", "names")),
-        ("appraisal.json", ("classes",)),
-    ):
-        if (folder / file).exists():
-            value: Any = read_json(folder / file)
-            for key in path:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if isinstance(value, list) and value:
-                return len(value)
-    return None
 
 
 def _plain_build(words: str, classes: int | None) -> nn.Module:
