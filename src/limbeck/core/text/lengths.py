@@ -11,8 +11,8 @@ from limbeck.errors import UsageError
 
 __all__ = ["apart", "context_of", "fits"]
 
-_STEP = 8
-"""What a step of writing costs beyond its rows, in tokens: it reads all weights once."""
+_STEP = 48
+"""What a step of writing costs beyond its rows, in tokens of a prompt: it reads all weights anew."""
 
 
 def context_of(model: Any) -> int | None:
