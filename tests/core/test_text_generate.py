@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -448,7 +449,7 @@ def slow_groups(lengths, new):
     costs = []
     for cuts in range(2 ** (n - 1)):
         edges = [0, *(i + 1 for i in range(n - 1) if cuts >> i & 1), n]
-        groups = [tops[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        groups = [tops[a:b] for a, b in pairwise(edges)]
         costs.append(sum(len(g) * g[-1] + 48 * new for g in groups))
     return min(costs)
 
@@ -459,7 +460,7 @@ def test_prompts_of_near_lengths_go_together_at_the_least_cost(lengths, new):
     groups = apart(torch.tensor(lengths), new)
     assert sorted(torch.cat(groups).tolist()) == list(range(len(lengths)))
     told = [[lengths[i] for i in rows] for rows in groups]
-    assert all(max(a) < min(b) for a, b in zip(told, told[1:], strict=False))
+    assert all(max(a) < min(b) for a, b in pairwise(told))
     assert sum(len(g) * max(g) + 48 * new for g in told) == slow_groups(lengths, new)
     if lengths == (5, 90, 7, 80, 6, 200, 75):
         assert len(groups) == {1: 3, 4: 3, 40: 1}[new]

@@ -50,8 +50,8 @@ def beams(
 
     The model is causal or an encoder-decoder, which reads ids (B, P). Of its own settings only
     those of first tokens hold: no penalties, no least lengths. A `length_penalty` above 0 favours
-    long texts, below 0 short ones; all else is as in `generate`, `vocab` too. While it runs it keeps
-    B * K * V * new log-probabilities.
+    long texts, below 0 short ones; all else, `vocab` too, is as in `generate`. While it runs it
+    keeps B * K * V * new log-probabilities.
     """
     model = inner(model)
     seq2seq = bool(model.config.is_encoder_decoder)

@@ -12,7 +12,7 @@ from limbeck.errors import UsageError
 __all__ = ["apart", "context_of", "fits"]
 
 _STEP = 48
-"""What a step of writing costs beyond its rows, in tokens of a prompt: it reads all weights anew."""
+"""What a step of writing costs beyond its rows, in tokens of a prompt: it reads all weights."""
 
 
 def context_of(model: Any) -> int | None:
