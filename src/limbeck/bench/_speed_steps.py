@@ -24,7 +24,7 @@ from limbeck.core.text.view import Causal
 from limbeck.errors import Missing
 from limbeck.registry import make
 
-VOCAB, CONTEXT, BATCH, NEW = 16384, 128, 8, 48
+VOCAB, CONTEXT, BATCH, NEW = 8192, 64, 8, 32
 RATE = 1e-3
 Loop = Callable[[], float]
 
@@ -57,8 +57,8 @@ def task(steps: int) -> Task:
     few = {"x": {k: v[:1] for k, v in rows["x"].items()}, "y": y[:1]}  # type: ignore[attr-defined]
     reader = Causal(VOCAB)
     return Task(
-        model(8, 256).eval(),
-        lambda: model(2, 256),
+        model(4, 256).eval(),
+        lambda: model(2, 128),
         rows,
         valid=few,
         score=nll,
@@ -98,9 +98,10 @@ def bare(given: Task) -> float:
 def taught(steps: int, folder: Path) -> dict[str, Loop]:
     """Ways to a step on the data's texts: labels only, a live teacher, caches."""
     live = task(steps)
+    keeps = {"sampled": Keep("sampled", k=12), "topk": Keep("topk", k=50)}
     kept = {
-        kind: replace(live, teacher=cache_teacher(live, folder / kind, keep=Keep(kind, k=k)))
-        for kind, k in (("sampled", 12), ("topk", 50))
+        kind: replace(live, teacher=cache_teacher(live, folder / kind, keep=keep))
+        for kind, keep in keeps.items()
     }
     whole = {"own": 0.0, "divergence": "forward_kl", "per": "token"}
     return {

@@ -40,8 +40,8 @@ class Side:
 
     def upto(self, count: int) -> Side:
         """Its first tokens."""
-        columns = (self.ids, self.ends, self.text, self.told, self.closes)
-        return Side(*(column[:count] for column in columns))
+        text, told, closes = self.text[:count], self.told[:count], self.closes[:count]
+        return Side(self.ids[:count], self.ends[:count], text, told, closes)
 
 
 def chunked(a: Sequence[Side], b: Sequence[Side]) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import accumulate
 from typing import Any
 
@@ -42,7 +43,7 @@ def apart(lengths: Tensor, new: int) -> list[Tensor]:
     so few rows, or much to write, stay together, and groups are made where padding costs more.
     Groups are cut from the rows in the order of their lengths, so the best cut is found exactly.
     """
-    sizes, many = (found.tolist() for found in lengths.cpu().unique(return_counts=True))
+    sizes, many = zip(*sorted(Counter(lengths.tolist()).items()), strict=True)
     best, cuts = [0.0], [0]
     upto = [0, *accumulate(many)]
     for stop in range(1, len(sizes) + 1):

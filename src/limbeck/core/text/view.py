@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,10 +44,13 @@ class Causal:
             return Lazy(logits=logits, signal=lambda: Dense(logits()), side=lambda: self.side)
         if hasattr(model, "set_requires_gradient_sync") and hasattr(model, "unshard"):
             both = functools.cache(lambda: _gathered(model, inputs, self.vocab))
-            body, head = lambda: both()[0], lambda: both()[1]
-        else:
-            body = functools.cache(lambda: body_of(model)(**inputs, use_cache=False)[0])
-            head = functools.cache(lambda: head_of(model, self.vocab))
+            return self._lazy(lambda: both()[0], lambda: both()[1])
+        return self._lazy(
+            functools.cache(lambda: body_of(model)(**inputs, use_cache=False)[0]),
+            functools.cache(lambda: head_of(model, self.vocab)),
+        )
+
+    def _lazy(self, body: Callable[[], Tensor], head: Callable[[], Head]) -> Lazy:
         return Lazy(
             signal=lambda: Linear(body(), head()),
             logits=lambda: head()(body()),
