@@ -49,7 +49,8 @@ def appraise(task: Task, models: Mapping[str, nn.Module], device: torch.device) 
         `sides`: of each `nll` in nats a token with `nll_se` over texts, `perplexity`, `top1` (the
         next token is the likeliest), `entropy`, `ece` and `reliability` over tokens,
         `bits_per_byte` where bytes are known, `parameters`, `bytes`, `tokens_per_second` of greedy
-        writing with its cache, and `rouge_l` of what it wrote against the text; `agreement` with
+        writing with its cache, `cache_bytes` of that at its largest, for so many texts as
+        `written` holds, and `rouge_l` of what it wrote against the text; `agreement` with
         the teacher (`top1`, `kl` = mean KL(teacher || side), `kl_se`); `written`: what the sides
         wrote to some prompts.
     """
@@ -209,6 +210,7 @@ def _written(
             )  # fmt: skip
         took = time.perf_counter() - began
         sides[name]["tokens_per_second"] = int(written.valid.sum()) / took
+        sides[name]["cache_bytes"] = written.cache
         said = [_words(text, row[row >= 0]) for row in written.y]
         for k, each in enumerate(said):
             out[k][name] = each

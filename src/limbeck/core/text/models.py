@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from limbeck.core.sources import own
 from limbeck.core.sources.models import from_file, from_run, load_weights
 from limbeck.core.sources.specs import Model, model_of
 from limbeck.core.text import students
+from limbeck.core.text.gguf import read_once
 from limbeck.errors import Missing, UsageError
 
 __all__ = ["Found", "Kind", "load"]
@@ -244,7 +245,7 @@ def _of_run(model: Model, side: str, dtype: torch.dtype) -> Found:
 def _reading(model: Model, side: str, part: str = "") -> Iterator[None]:
     """Say in a sentence why what words name cannot be read."""
     try:
-        with hub(model.name):
+        with hub(model.name), read_once() if model.kind == "gguf" else nullcontext():
             yield
     except Exception as error:  # of transformers, hubs and formats: they fail in many ways
         files = list(Path(model.name).glob("*"))  # of a folder
