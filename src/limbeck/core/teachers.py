@@ -158,12 +158,14 @@ def fingerprint_of(module: nn.Module | None, table: Any, reader: Any) -> dict[st
 class BlackBox(Teacher):
     """A teacher that only answers: `ask(x) -> (B,) labels`, (B, C) probabilities, or B texts.
 
+    One that gives a "signal" answers with view entries, `signal` among them (`text/served.py`).
+
     Probabilities are shown as `logits` too, which are their logarithms: softmax(log(p) / tau) is
     softmax(z / tau) for any logits z of the same probabilities. They also give `labels`.
     """
 
     ask: Callable[[Any], Any]
-    gives: Literal["labels", "probabilities", "text"] = "labels"
+    gives: Literal["labels", "probabilities", "text", "signal"] = "labels"
     name: str = "a function"
 
     def _open(self, setting: Setting) -> None:
@@ -174,6 +176,8 @@ class BlackBox(Teacher):
             x = batch.columns["x"]
             with torch.no_grad():
                 value = self.ask(self._setting.reader(x) if self._setting.reader else x)
+            if self.gives == "signal":
+                return dict(value)
             if len(value) != len(batch):
                 raise UsageError(
                     f"the black-box teacher answered {len(value)} times to {len(batch)} samples; "
