@@ -129,7 +129,7 @@ class Client:
         except (ValueError, KeyError, RecursionError):
             predictions = None
         if not isinstance(predictions, list):
-            said = self._post.start(told[:4000].decode("utf-8", "replace")) or "nothing"
+            said = self._start(told[:4000].decode("utf-8", "replace")) or "nothing"
             raise UsageError(f'{self.shown} answered what is no {{"predictions": [...]}}: {said}')
         if len(predictions) != len(rows):
             raise UsageError(
@@ -137,6 +137,9 @@ class Client:
                 "must give one each"
             )
         return predictions
+
+    def _start(self, told: str) -> str:
+        return self._post.start(told)
 
     def _tensor(self, predictions: list[Any]) -> Tensor:
         """Answers, checked before any is kept: labels (B,) or probabilities (B, C)."""
@@ -158,7 +161,7 @@ class Client:
             return torch.tensor(self.names[value])
         if isinstance(value, bool) or not isinstance(value, int):
             raise UsageError(
-                f"{self.shown} gave the label {self._post.start(repr(value))}; it must be a class name "
+                f"{self.shown} gave the label {self._start(repr(value))}; it must be a class name "
                 "or a whole number"
             )
         if not 0 <= value < (self.classes or 2**31):
@@ -178,7 +181,9 @@ class Client:
         try:
             p = torch.tensor(value, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError):
-            raise UsageError(f"{self.shown} gave {self._post.start(repr(value))} for probabilities") from None
+            raise UsageError(
+                f"{self.shown} gave {self._start(repr(value))} for probabilities"
+            ) from None
         if p.dim() != 1 or (self.classes and len(p) != self.classes):
             raise UsageError(
                 f"{self.shown} gave probabilities of shape {tuple(p.shape)}, and there are "
@@ -196,11 +201,11 @@ class Client:
                 label, score = each["label"], float(each["score"])
             except (TypeError, ValueError, LookupError):
                 raise UsageError(
-                    f"{self.shown} gave {self._post.start(repr(each))}; write label and score, a number"
+                    f"{self.shown} gave {self._start(repr(each))}; write label and score, a number"
                 ) from None
             given[int(self._label(label))] = score
         if len(given) < len(value):
-            raise UsageError(f"{self.shown} named a class twice: {self._post.start(repr(value))}")
+            raise UsageError(f"{self.shown} named a class twice: {self._start(repr(value))}")
         rest = max(0.0, 1.0 - sum(given.values())) / max(1, self.classes - len(given))
         return torch.tensor([given.get(label, rest) for label in range(self.classes)])
 

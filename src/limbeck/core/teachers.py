@@ -84,6 +84,7 @@ class Cached(Teacher):
 
     folder: str | FilePath
     module: nn.Module | None = None  # where the teacher is at hand, its weights are checked too
+    box: BlackBox | None = None  # or the one that was asked, where it can be asked
 
     def _open(self, setting: Setting) -> None:
         self._cache = Cache(self.folder)
@@ -92,10 +93,7 @@ class Cached(Teacher):
 
     def check(self, table: Any) -> None:
         """Refuse a cache of other data (or of another teacher, where it is at hand)."""
-        have = fingerprint_of(self.module, table, self._reader)
-        self._cache.check(
-            have if self.module is not None else {k: v for k, v in have.items() if k != "teacher"}
-        )
+        self._cache.check(fingerprint_of(self.module or self.box, table, self._reader))
 
     def side(self, batch: Batch, clock: Clock) -> Side:
         if "changed" in batch:
@@ -145,13 +143,16 @@ class Cached(Teacher):
         return True
 
 
-def fingerprint_of(module: nn.Module | None, table: Any, reader: Any) -> dict[str, Any]:
+def fingerprint_of(of: nn.Module | BlackBox | None, table: Any, reader: Any) -> dict[str, Any]:
     """The identity of a teacher's outputs on a table.
 
-    Its weights, the table's length, sixteen fixed samples after the reader.
+    Its weights (or what is known of a black box), the table's length, sixteen fixed samples after
+    the reader.
     """
     x = table.rows(torch.tensor(probes(len(table))), "fingerprint").columns["x"]
-    return fingerprint(module, len(table), [reader(x) if reader is not None else x], reader)
+    module = of if isinstance(of, nn.Module) else None
+    parts = fingerprint(module, len(table), [reader(x) if reader is not None else x], reader)
+    return {**parts, "teacher": of.identity()} if isinstance(of, BlackBox) else parts
 
 
 @dataclass(eq=False)
@@ -210,6 +211,11 @@ class BlackBox(Teacher):
     @property
     def repeats(self) -> bool:
         return True
+
+    @property
+    def shows_signal(self) -> bool:
+        """Whether it gives distributions over a language's tokens, which are worth keeping."""
+        return self.gives == "signal"
 
 
 def check_probabilities(p: Tensor, who: str = "the black-box teacher") -> None:

@@ -37,7 +37,6 @@ OTHER, LOST = 0.25, 0.2  # shares of texts of other tokens, and of tokens that c
 _NOTHING = -9000.0  # below it vLLM's -9999, which stands for minus infinity
 
 
-
 def served(
     url: str,
     model: str,
@@ -163,11 +162,11 @@ class Completions:
         """Ask about a text, once ever, to learn how many tokens are given, and in which words."""
         ids = list(ids)[:LOOKED]
         key = json.dumps(["look", self.model, self.top, self._names.digest, ids])
-        told = self._store.read([key]).get(key)
+        told, asked = self._store.read([key]).get(key), self.top
         if told is None:
             told = self._looked(ids)
             self._store.write({key: told})
-        asked, self.top = self.top, told["top"]
+        self.top = told["top"]
         self._by_id, self._names.how, lost = told["by_id"], told["how"], told["lost"]
         notes = [f"the teacher is {self.model} at {self.shown}, the {self.top} likeliest tokens"]
         if self.top < asked:
