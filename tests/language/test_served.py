@@ -15,7 +15,6 @@ import limbeck
 from limbeck.cli import main
 from limbeck.core import posting
 from limbeck.core.sources.specs import model_of, placed
-from limbeck.core.text import served as module
 from limbeck.core.text.naming import Names
 from limbeck.core.text.served import served
 from limbeck.errors import Missing, UsageError
@@ -27,7 +26,7 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "a
 TEXTS = [" ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 24)) + "." for i in range(1, 25)]
 
 
-def tokenizer(size):
+def tokenizer(size, texts=TEXTS):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -40,7 +39,7 @@ def tokenizer(size):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(TEXTS, trainer)
+    made.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<pad>")
 
 
@@ -278,7 +277,7 @@ def wrong(value):
     [
         (without(""), "gives no log-probabilities of the prompt .* llama.cpp's server"),
         (llama_cpp, "gives no log-probabilities of the prompt"),
-        (lambda told: [], 'what is no {"choices": ...}: .*OpenAI-compatible'),
+        (lambda told: [], 'what is no {"choices": [...]}: .*OpenAI-compatible'),
         (lambda told: {"choices": []}, "gave 0 choices for 1 texts"),
         (fewer, "answered about .*another tokenizer, name it, as openai:URL#MODEL@hf:ID"),
         (wrong({"token_id:5": 0.7}), "must be numbers, at most 0"),
@@ -397,9 +396,13 @@ def test_on_its_own_texts_and_again_from_the_disk(place, server, tmp_path):
 
 
 def test_what_a_server_cannot_give_is_named(place, server):
-    for key, said in (("distilbert", "gives signal, truth"), ("minillm", "TopK")):
+    inside = {"alm": 0.0, "latent": 1.0}
+    for key, fields, said in (
+        ("alm", inside, "asked for 'hidden', but it gives signal, truth"),
+        ("minillm", {}, "a TopK signal gives no probability"),
+    ):
         with pytest.raises(UsageError, match=said):
-            limbeck.run(key, made(place, server))
+            limbeck.run(key, made(place, server), **fields)
     with pytest.raises(UsageError, match="made of its teacher"):
         task(f"openai:{server.url}", "truncate:1", TEXTS)
     rows = [{"text": t, "label": "ab"[len(t) % 2]} for t in TEXTS]
@@ -411,7 +414,8 @@ def test_what_a_server_cannot_give_is_named(place, server):
 
 def test_another_tokenizer_is_named_and_aligned(place, server):
     """The server's own is of 300 tokens, the student's of 270."""
-    student = llama(tokenizer(270), 1), tokenizer(270)
+    words = tokenizer(270, [text[::-1] for text in TEXTS])
+    student = llama(words, 1), words
     with pytest.raises(UsageError, match="another"):
         task(f"openai:{server.url}", student, TEXTS, context=32)
     named = f"openai:{server.url}#tiny@{place.folder / 'teacher'}"
@@ -432,10 +436,10 @@ def test_the_command_line_and_no_key_on_the_disk(place, server, tmp_path, monkey
     assert server.headers[0]["Authorization"] == "Bearer s3cret-key"
     learn = ["--own", "0", "--divergence", "forward_kl", "--steps", "3", "--batch", "4"]
     assert main(["run", "gkd", *own, *learn, "--cache", "c", "--out", "one", "--quiet"]) == 0
+    assert main(["cache", *own, "--k", "21", "--out", "d", "--quiet"]) == 2
+    assert "at most 20" in capsys.readouterr().err
+    server.http.shutdown()
     server.http.server_close()
     assert main(["export", "one", "--to", "safetensors"]) == 0  # all answers are kept
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or b"s3cret" not in file.read_bytes()
-    monkeypatch.setattr(module, "TOP", 20)
-    assert main(["cache", *own, "--k", "21", "--out", "d", "--quiet"]) == 2
-    assert "at most 20" in capsys.readouterr().err

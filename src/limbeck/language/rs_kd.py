@@ -32,7 +32,8 @@ CARD = Card(
     tiny={},
     departs="A live teacher is drawn from anew in each epoch; a cache that was written with "
     "--signal sampled holds one drawing for all, as in the paper. The weights of draws from p^u "
-    "are not brought to the sum 1, which keeps them unbiased for every u, unless `normalise` is set. The "
+    "are not brought to the sum 1, which keeps them unbiased for every u, unless `normalise` is "
+    "set. The "
     "paper's extra weight on hard tokens is reconstructed: 1 + (hard - 1) (1 - t(y)) with the "
     "target's share t(y) of the true token.",
 )
