@@ -26,7 +26,7 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "a
 TEXTS = [" ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 24)) + "." for i in range(1, 25)]
 
 
-def tokenizer(size, texts=TEXTS):
+def tokenizer(size, more=()):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -35,11 +35,11 @@ def tokenizer(size, texts=TEXTS):
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=["<pad>", "<eos>"],
+        special_tokens=["<pad>", "<eos>", *more],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(texts, trainer)
+    made.train_from_iterator(TEXTS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token="<pad>")
 
 
@@ -399,7 +399,7 @@ def test_what_a_server_cannot_give_is_named(place, server):
     inside = {"alm": 0.0, "latent": 1.0}
     for key, fields, said in (
         ("alm", inside, "asked for 'hidden', but it gives signal, truth"),
-        ("minillm", {}, "a TopK signal gives no probability"),
+        ("minillm", {}, "leave the cache or the server away"),
     ):
         with pytest.raises(UsageError, match=said):
             limbeck.run(key, made(place, server), **fields)
@@ -414,7 +414,7 @@ def test_what_a_server_cannot_give_is_named(place, server):
 
 def test_another_tokenizer_is_named_and_aligned(place, server):
     """The server's own is of 300 tokens, the student's of 270."""
-    words = tokenizer(270, [text[::-1] for text in TEXTS])
+    words = tokenizer(270, ["<more>"])  # so that all numbers are other ones
     student = llama(words, 1), words
     with pytest.raises(UsageError, match="another"):
         task(f"openai:{server.url}", student, TEXTS, context=32)
