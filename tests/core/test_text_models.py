@@ -251,7 +251,7 @@ def test_a_file_names_a_pair_a_function_or_a_class(tmp_path):
         load(f"{file}:bare", "student")
     with pytest.raises(UsageError, match=r"body' is a GPT2Model; give a model of AutoModel"):
         load(f"{file}:body", "student")
-    with pytest.raises(UsageError, match="plain is Linear; give"):
+    with pytest.raises(UsageError, match="plain' is Linear; give"):
         load(f"{file}:plain", "student")
 
 

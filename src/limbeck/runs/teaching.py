@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from limbeck import __version__
 from limbeck.core import checkpoints, identity, processes
+from limbeck.core.caching import cacheable, cached_as
 from limbeck.core.data import Table, reader_of
 from limbeck.core.engine import fit
 from limbeck.core.evaluate import measure
@@ -26,7 +27,7 @@ from limbeck.core.run import Run
 from limbeck.core.sources import models
 from limbeck.core.task import Task
 from limbeck.core.teacher import Setting
-from limbeck.core.teachers import BlackBox, Cached, Frozen, Nobody
+from limbeck.core.teachers import BlackBox, Frozen, Nobody
 from limbeck.core.untrained import Untrained
 from limbeck.errors import UsageError
 
@@ -134,13 +135,7 @@ def cached(task: Task, folder: str | Path | None) -> Task:
     """The task with its teacher's outputs read from a cache, where one is named."""
     if folder is None:
         return task
-    teacher = task.the_teacher()
-    if not isinstance(teacher, Frozen):
-        raise UsageError(
-            f"only a module's outputs are cached, and this teacher is a {type(teacher).__name__} "
-            "(what a served one answers is kept anyway)"
-        )
-    return replace(task, teacher=Cached(folder, teacher.module))
+    return replace(task, teacher=cached_as(folder, cacheable(task.the_teacher())))
 
 
 def alone(run: Run, task: Task) -> nn.Module:

@@ -22,7 +22,7 @@ from limbeck.core.text import students
 from limbeck.core.text.gguf import read_once
 from limbeck.errors import Missing, UsageError
 
-__all__ = ["Found", "Kind", "load"]
+__all__ = ["Found", "Kind", "load", "tokenizer_of"]
 
 Kind = Literal["causal", "masked", "classifier", "seq2seq"]
 _AUTO: dict[Kind, str] = {
@@ -91,6 +91,20 @@ def load(
     if model.kind not in ("hf", "gguf"):
         raise UsageError(f"the {side} '{model.text}' is no language model; give {_GIVE}")
     return _of_words(model, side, classes, dtype)
+
+
+def tokenizer_of(words: str) -> Any:
+    """The tokenizer that "hf:ID" or a folder names.
+
+    Raises:
+        Missing: it is not there, or cannot be read.
+    """
+    name = words.removeprefix("hf:")
+    with _reading(Model(words, "hf", name), "teacher", "the tokenizer of "):
+        made = library("transformers").AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if len(made) <= len(made.all_special_tokens):
+            raise FileNotFoundError("it has no files there")
+    return _padded(made, f"the tokenizer {words}")
 
 
 def _of_words(model: Model, side: str, classes: int | None, dtype: torch.dtype) -> Found:
@@ -183,9 +197,13 @@ def _checked(tokenizer: Any, config: Any, who: str) -> Any:
     if len(tokenizer) > rows:
         sizes = f"{len(tokenizer)} tokens and its model {rows} rows of embeddings"
         raise UsageError(f"{who}'s tokenizer has {sizes}; give the tokenizer of that model")
+    return _padded(tokenizer, f"{who}'s tokenizer")
+
+
+def _padded(tokenizer: Any, who: str) -> Any:
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise UsageError(f"{who}'s tokenizer has no pad_token and no eos_token; set one")
+            raise UsageError(f"{who} has no pad_token and no eos_token; set one")
         tokenizer = copy.deepcopy(tokenizer)  # the user's own stays as it is
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

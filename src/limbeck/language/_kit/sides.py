@@ -11,21 +11,44 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.core.hub import library
+from limbeck.core.sources.specs import Model, model_of
 from limbeck.core.teacher import Teacher
-from limbeck.core.teachers import Frozen, Nobody
+from limbeck.core.teachers import BlackBox, Frozen, Nobody
 from limbeck.core.text import encode, students
 from limbeck.core.text.lora import lora
-from limbeck.core.text.models import Found, load
+from limbeck.core.text.models import Found, load, tokenizer_of
+from limbeck.core.text.served import served
 from limbeck.core.text.view import Causal, Classifier, is_linear
 from limbeck.core.untrained import Untrained
 from limbeck.errors import UsageError
 
 __all__ = ["adapted", "check_kinds", "context_of", "is_ready", "once", "other_of", "reader_of"]
-__all__ += ["student_of", "teacher_of"]
+__all__ += ["served_of", "server_of", "student_of", "teacher_of"]
 
 
 def is_ready(teacher: Any) -> bool:
     return teacher is None or teacher == "none" or isinstance(teacher, Teacher)
+
+
+def server_of(teacher: Any, classes: int | None) -> Model | None:
+    """What words say of a teacher behind an OpenAI-compatible server, if they name one."""
+    if not (isinstance(teacher, str) and teacher.startswith("openai:")):
+        return None
+    server = model_of(teacher, "teacher")
+    if classes:
+        raise UsageError(
+            f"these texts have labels, and {server.name} gives next tokens, not classes; leave the "
+            "labels out, or name a classifier"
+        )
+    return server
+
+
+def served_of(
+    server: Model, tokenizer: Any, inputs: Mapping[str, Tensor], requests: int | None
+) -> BlackBox:
+    """The teacher behind a server, which is asked about the first of these texts."""
+    ids = inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist()
+    return served(server.name, server.model, tokenizer, ids, requests=requests)
 
 
 @contextmanager
@@ -84,8 +107,11 @@ def context_of(asked: int, models: Sequence[Found]) -> int:
     return int(min([asked, *sizes]))
 
 
-def other_of(one: Found | None, two: Found) -> Any:
+def other_of(one: Found | None, two: Found, server: Model | None = None) -> Any:
     """The teacher's tokenizer, where it is not the student's."""
+    if server is not None and server.tokenizer:
+        named = tokenizer_of(server.tokenizer)
+        return None if encode.same(named, two.tokenizer) else named
     if one is None or one.kind == "classifier" or encode.same(one.tokenizer, two.tokenizer):
         return None
     return one.tokenizer
