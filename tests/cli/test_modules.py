@@ -46,6 +46,8 @@ def cells(line: list[str]) -> list[str]:
 def test_the_tree_of_a_model(nets: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = list(map(cells, lines(capsys, f"{nets}:net", "--input", "3,6,6", "--classes", "7")))
     assert told == [
+        ["net, shown a sample of 3 x 6 x 6"],
+        [],
         ["PATH", "KIND", "GIVES", "PARAMETERS"],
         ["(all)", "Sequential", "(B, 7)", "1,127"],  # 3 * 8 * 9 + 8, and 128 * 7 + 7
         ["0", "Conv2d", "(B, 8, 4, 4)", "224"],
@@ -61,7 +63,7 @@ def test_without_an_input_there_are_no_shapes(
     assert told[1] == ["(all)", "Words", "69"]  # 9 * 5, and 5 * 4 + 4
     assert told[-1][0].startswith("say --input SHAPE")
     told = list(map(cells, lines(capsys, f"{nets}:Words", "--input", "6")))
-    assert told[2] == ["table", "Embedding", "(B, 6, 5)", "45"]
+    assert told[4] == ["table", "Embedding", "(B, 6, 5)", "45"]
 
 
 def test_as_json(nets: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,15 +85,25 @@ def test_the_student_of_a_run(
     }
     checkpoints.save(folder / "student.safetensors", state)
     assert cells(lines(capsys, str(folder))[1]) == ["(all)", "Words", "69"]
+    told = json.loads((folder / "run.json").read_text())
+    inputs = {"kind": "tensors", "shape": [6]}
+    (folder / "run.json").write_text(json.dumps({**told, "about": {"inputs": inputs}}))
+    first, _, _, _, table, *_ = map(cells, lines(capsys, str(folder)))
+    assert first == ["run, shown a sample of 6, as in its run"]
+    assert table == ["table", "Embedding", "(B, 6, 5)", "45"]
 
 
 def test_a_library_says_what_its_models_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     timm = pytest.importorskip("timm", reason="needs timm")
-    told = {c[0]: c for c in map(cells, lines(capsys, "timm:resnet10t", "--classes", "5"))}
+    (first,), *rest = map(cells, lines(capsys, "timm:resnet10t", "--classes", "5"))
+    told = {c[0]: c for c in rest if c}
     size = timm.get_pretrained_cfg("resnet10t").input_size[-1]
+    assert first.startswith(f"resnet10t, shown a sample of 3 x {size} x {size}, its own size")
     assert told["(all)"][2] == "(B, 5)"
     assert told["layer4"][2] == f"(B, 512, {-(-size // 32)}, {-(-size // 32)})"
-    told = {c[0]: c for c in map(cells, lines(capsys, "timm:resnet10t", "--input", "3,64,64"))}
+    rest = list(map(cells, lines(capsys, "timm:resnet10t", "--input", "3,64,64")))
+    assert rest[0] == ["resnet10t, shown a sample of 3 x 64 x 64"]
+    told = {c[0]: c for c in rest if c}
     assert told["(all)"][2] == "(B, 1000)"
     assert told["layer4"][2] == "(B, 512, 2, 2)"
 

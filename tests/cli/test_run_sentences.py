@@ -66,6 +66,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "'limbeck run' has no option '--foo'; the method's own are: --label, --kd, --tau; for "
             "the rest see 'limbeck run --help'",
         ),
+        ((*KD, "--tau", "abc"), "--tau is 'abc'; it must be a number"),
+        ((*KD, "--tau", "-1"), "--tau is -1.0; it must be above 0"),
         (("cache", "--foo"), "'limbeck cache' has no option '--foo'; see 'limbeck cache --help'"),
         (
             (*KD, "--requests", "3"),
@@ -178,7 +180,7 @@ def test_a_dry_run_tells_of_the_teachers_training(
     words = ("--student", "nets.py:small", "--data", "t.csv", "--steps", "33", "--dry")
     assert main(["run", "kd", "--teacher", "nets.py:Raw", *words]) == 0
     told = capsys.readouterr().out
-    assert "the teacher Raw: it has no weights, so it would be trained first, 33 steps" in told
+    assert "the teacher 'Raw': it has no weights, so it would be trained first, 33 steps" in told
     assert not (place / "cache").exists()
     assert main(["run", "kd", "--teacher", "nets.py:small", *words]) == 0
     assert "trained first" not in capsys.readouterr().out

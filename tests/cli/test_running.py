@@ -165,9 +165,9 @@ def test_resume_before_the_first_checkpoint_begins_again_and_after_the_end_says_
         (("run", "kd", "--task", "task.py:make", "--tua", "2"), "did you mean '--tau'"),
         (
             ("run", "kd", "--task", "task.py:make", "--tau", "-1"),
-            "KD.tau is -1.0; it must be above 0",
+            "--tau is -1.0; it must be above 0",
         ),
-        (("run", "kd", "--task", "task.py:make", "--tau", "warm"), "KD.tau is 'warm'"),
+        (("run", "kd", "--task", "task.py:make", "--tau", "warm"), "--tau is 'warm'"),
         (("run", "kd", "--task", "task.py:mak"), "has no 'mak'; did you mean 'make'"),
         (("run", "kd", "--task", "none.py:make"), "there is no file"),
         (("run", "kd", "--task", "task.py:nothing"), "gave a int; it must give a limbeck.Task"),

@@ -215,9 +215,9 @@ def test_other_counts_of_classes_are_refused(nets: str) -> None:
     for teacher in (f"{nets}:five", Knows(True, classes=5)):
         with pytest.raises(UsageError, match="gives 5 classes and the data have 3"):
             plain.task(teacher, student, data)
-    with pytest.raises(UsageError, match="the student five gives 5 classes and the data have 3"):
+    with pytest.raises(UsageError, match="the student 'five' gives 5 classes and the data have 3"):
         plain.task(None, f"{nets}:five", data)
-    with pytest.raises(UsageError, match=r"narrow does not take samples of shape \(4,\)"):
+    with pytest.raises(UsageError, match=r"'narrow' does not take samples of shape \(4,\)"):
         plain.task(None, f"{nets}:narrow", data)
     with pytest.raises(UsageError, match="does not know 'timm:resnet18'"):
         plain.task(None, "timm:resnet18", data)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import limbeck
-from limbeck.core import remote
+from limbeck.core import posting, remote
 from limbeck.core.remote import Client, served
 from limbeck.core.task import Budget, Task
 from limbeck.errors import UsageError
@@ -70,7 +70,7 @@ class Server:
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(posting, "time", SimpleNamespace(sleep=waits.append))
     waits.clear()
     server = Server()
     yield server

@@ -197,6 +197,10 @@ def test_weights_that_do_not_fit_are_named(nets: str, tmp_path: Path) -> None:
     words = f"{nets}:Net@{file}"
     save_file({"head.weight": torch.zeros(9, 4), "head.bias": torch.zeros(9)}, file)
     assert "'head.bias' is (9,) in the file and (3,) in the model" in said(words)
+    with pytest.raises(UsageError, match=r"has 9 classes, the data have 3; .* leave '@w\.safetens"):
+        models.from_file(model_of(words, "teacher"), 3).make()
+    with pytest.raises(UsageError, match=r"'head\.bias' is \(9,\) in the file"):  # not of a head
+        models.load_weights(models.from_file(model_of(f"{nets}:Net", "teacher"), 3).make(), file, 4)
     save_file({"head.weight": torch.zeros(3, 4)}, file)
     assert "the model has 'head.bias', which the file lacks" in said(words)
     whole = {"head.weight": torch.zeros(3, 4), "head.bias": torch.zeros(3)}
@@ -300,7 +304,7 @@ def test_labels_become_numbers(given: object, numbers: list[int], names: list[st
 def test_later_labels_are_numbered_like_the_first() -> None:
     assert labels.numbered(["c", "b"], "test", ["a", "b", "c"])[0].tolist() == [2, 1]
     assert labels.numbered(torch.tensor([2, 2, 2]), "t", ["0", "1", "2"])[0].tolist() == [2] * 3
-    with pytest.raises(UsageError, match="the class 'd', which the training data lack; theirs"):
+    with pytest.raises(UsageError, match="class 'd' in sample 0, which the training data lack; th"):
         labels.numbered(["d"], "test", ["a", "b"])
 
 
@@ -352,6 +356,9 @@ def test_the_target_is_named_or_called_so_or_last(tmp_path: Path) -> None:
     assert load(write(tmp_path / "first.csv", rows)).names == ["no", "yes"]
     with pytest.raises(Missing, match="no column 'knd' for the target; did you mean 'kind'"):
         load(file, "knd")
+    wide = [tuple(f"c{i}" for i in range(40)), *[tuple("1" * 40)] * 2]
+    with pytest.raises(Missing, match="the choices are: c39, c0, c1"):  # mostly it is the last
+        load(write(tmp_path / "wide.csv", wide), "zzzz")
 
 
 def test_a_test_table_is_read_like_the_first(tmp_path: Path) -> None:
@@ -364,6 +371,9 @@ def test_a_test_table_is_read_like_the_first(tmp_path: Path) -> None:
     odd = [ROWS[0], ("1", "green", "2", "no")]
     with pytest.raises(UsageError, match="line 2: column 'kind' holds 'green', which the train"):
         load(write(tmp_path / "v.csv", odd), None, first)
+    odd = [ROWS[0], ROWS[1], ("1", "red", "2", "maybe")]
+    with pytest.raises(UsageError, match=r"'out'.* has the class 'maybe' in line 3, which the"):
+        load(write(tmp_path / "x.csv", odd), None, first)
     with pytest.raises(UsageError, match="no column 'b', which the training data have"):
         load(write(tmp_path / "w.csv", [(r[0], r[1], r[3]) for r in ROWS]), None, first)
 
@@ -381,6 +391,8 @@ def changed(row: int, column: int, cell: str) -> list[tuple[str, ...]]:
         (changed(4, 1, "?"), "line 5: column 'kind' has no value"),
         (changed(4, 3, "NA"), "line 5: column 'out' has no value"),
         (changed(4, 2, "four"), "line 5: column 'b' holds 'four' among numbers"),
+        (changed(4, 2, "-1e39"), "line 5: column 'b' holds '-1e39', more than a float32 can"),
+        (changed(4, 2, "inf"), "line 5: column 'b' holds 'inf' among numbers"),
         (changed(0, 1, "a"), "two columns 'a'"),
         (ROWS[:1], "no rows under a header"),
         ([("1", "2"), ("3", "4")], "holds numbers only"),

@@ -367,9 +367,16 @@ def test_refusals(call: Any, sentence: str) -> None:
 
 
 def spans(tok: Any, ids: torch.Tensor, chunk: torch.Tensor) -> list[str]:
-    """What each aligned span says."""
+    """What each aligned span says, without those of special tokens."""
     count = int(chunk.max()) + 1
-    return [tok.decode(ids[chunk == n].tolist()) for n in range(count)]
+    found = [tok.decode(ids[chunk == n].tolist()) for n in range(count)]
+    return [said for said in found if said not in SPECIAL]
+
+
+def closing(tok: Any, ids: torch.Tensor, chunk: torch.Tensor) -> dict[int, int]:
+    """The special tokens of a row that are in a span: their numbers, and where they are."""
+    own = torch.isin(ids, torch.tensor(tok.convert_tokens_to_ids(SPECIAL[:4]))) & (chunk >= 0)
+    return dict(zip(chunk[own].tolist(), own.nonzero()[:, 0].tolist(), strict=True))
 
 
 @pytest.mark.parametrize("other", ["coarse", "space"])
@@ -393,6 +400,62 @@ def test_texts_of_two_tokenizers_are_cut_alike(other: str, context: int) -> None
     t_y = torch.where(x["t_mask"] == 1, x["t_ids"], IGNORED)
     t_y[:, 0] = IGNORED
     assert torch.equal(x["t_wanted"], wanted(t_y))
+
+
+@pytest.mark.parametrize("other", ["coarse", "space"])
+def test_the_end_of_a_text_is_a_span_of_both(other: str) -> None:
+    a, b, rows = tokenizer(), tokenizer(other, bos=True), documents(6, seed=3)
+    x, _, _ = both(rows, a, b, 24)
+    ends = 0
+    for i in range(len(x["ids"])):
+        mine = closing(a, x["ids"][i], x["chunk"][i])
+        assert mine.keys() == closing(b, x["t_ids"][i], x["t_chunk"][i]).keys()
+        assert set(mine) <= {int(x["chunk"][i].max())}
+        assert all(int((x["chunk"][i] == n).sum()) == 1 for n in mine)
+        ends += len(mine)
+    assert ends == len(rows) < len(x["ids"])
+
+
+TURNS = {"chatml": CHATML, "llama": LLAMA, "plain": None, "thinking": THINKING, "open": OPEN}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_ends_of_turns_are_spans_of_their_own_where_both_train_on_them(seed: int) -> None:
+    rng = random.Random(seed)
+    one, two = rng.sample(sorted(TURNS), 2)
+    a = tokenizer(template=TURNS[one])
+    b = tokenizer(rng.choice(["coarse", "space"]), bos=True, template=TURNS[two])
+    words = CORPUS[0].split()
+    chats = [
+        [
+            {"role": role, "content": " ".join(rng.choices(words, k=rng.randint(1, 5)))}
+            for _ in range(rng.randint(1, 3))
+            for role in ("user", "assistant")
+        ]
+        for _ in range(5)
+    ]
+    x, y, _ = both([{"messages": chat} for chat in chats], a, b, 200)
+    there = x["t_mask"] == 1
+    told = torch.cat([torch.zeros_like(there[:, :1]), x["t_wanted"][:, :-1]], 1)
+    for i, chat in enumerate(chats):
+        sides = ((a, x["ids"][i], x["chunk"][i], y[i] != IGNORED),
+                 (b, x["t_ids"][i], x["t_chunk"][i], told[i]))  # fmt: skip
+        found = [closing(*side[:3]) for side in sides]
+        assert found[0].keys() == found[1].keys()
+        last = [int(chunk.max()) for _, _, chunk, _ in sides]
+        assert last[0] == last[1]
+        for (_, _, chunk, trained_on), ends in zip(sides, found, strict=True):
+            own = chunk[chunk >= 0]
+            assert (own.diff() >= 0).all()  # in the order of the text
+            assert own.unique().tolist() == list(range(last[0] + 1))
+            assert trained_on[chunk >= 0].all()
+            assert all(int((chunk == n).sum()) == 1 for n in ends)
+        said = "".join(m["content"] for m in chat if m["role"] == "assistant").replace(" ", "")
+        for tok, ids, chunk, _ in sides:
+            assert "".join(spans(tok, ids, chunk)).replace(" ", "") == said
+        every = len(chat) // 2  # but for the template that ends no turn; EOS ends the text
+        assert len(found[0]) == (1 if "open" in (one, two) else every)
+        assert last[0] in found[0]  # the last turn is ended by all
 
 
 def test_pieces_are_as_long_as_they_can_be() -> None:

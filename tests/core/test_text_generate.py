@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from limbeck.core.rng import Draws
 from limbeck.core.text.generate import beams, context_of, generate, truncated
+from limbeck.core.text.lengths import apart
 from limbeck.core.text.places import IGNORED, labels
 from limbeck.core.text.replay import joined
 from limbeck.errors import NonFinite, UsageError
@@ -439,3 +441,85 @@ def test_an_adapter_writes():
         written.logp[written.valid], told(whole(lora, written), written), rtol=0, atol=1e-5
     )
     assert beams(lora, ids, mask, new=5, beams=2, eos=EOS, pad=PAD).ids.shape[:2] == (4, 2)
+
+
+def slow_groups(lengths, new):
+    """The cheapest cost over all ways to cut the sorted lengths."""
+    tops, n = sorted(lengths), len(lengths)
+    costs = []
+    for cuts in range(2 ** (n - 1)):
+        edges = [0, *(i + 1 for i in range(n - 1) if cuts >> i & 1), n]
+        groups = [tops[a:b] for a, b in pairwise(edges)]
+        costs.append(sum(len(g) * g[-1] + 48 * new for g in groups))
+    return min(costs)
+
+
+@pytest.mark.parametrize("lengths", [(5, 90, 7, 80, 6, 200, 75), (4, 4, 4), (9,), (1, 300)])
+@pytest.mark.parametrize("new", [1, 4, 40])
+def test_prompts_of_near_lengths_go_together_at_the_least_cost(lengths, new):
+    groups = apart(torch.tensor(lengths), new)
+    assert sorted(torch.cat(groups).tolist()) == list(range(len(lengths)))
+    told = [[lengths[i] for i in rows] for rows in groups]
+    assert all(max(a) < min(b) for a, b in pairwise(told))
+    assert sum(len(g) * max(g) + 48 * new for g in told) == slow_groups(lengths, new)
+    if lengths == (5, 90, 7, 80, 6, 200, 75):
+        assert len(groups) == {1: 3, 4: 3, 40: 1}[new]
+
+
+def test_texts_are_the_same_in_whatever_batches_they_are_written(monkeypatch):
+    model, lengths = Counted(model_of(context=128)), (60, 2, 64, 1, 3, 61)
+    ids, mask = prompts(lengths)
+    place = draws(range(10, 16))
+
+    def write(**more):
+        told = {"new": 3, "draws": place, "eos": EOS, "pad": PAD, "own": True} | more
+        model.read = []
+        return generate([model], ids, mask, **told), model.read
+
+    def same(one, other):
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.mask, other.mask)
+        assert torch.equal(one.y, other.y)
+        for a, b in ((one.logp, other.logp), (one.own, other.own)):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+    cut, read = write()
+    assert [n for n in read if n > 1] == [3, 64]  # little padding is read
+    for rows in ([[0, 1, 2, 3, 4, 5]], [[5, 0], [3, 1], [2, 4]], [[4], [1], [0], [3], [2], [5]]):
+        parts = [torch.tensor(r) for r in rows]
+        monkeypatch.setattr("limbeck.core.text.generate.apart", lambda *_, parts=parts: parts)
+        other, read = write()
+        assert len([n for n in read if n > 1]) >= len(rows) - 1
+        same(other, cut)
+        assert other.cache > 0
+    assert not torch.equal(write(draws=draws(range(6)))[0].ids, cut.ids)
+
+
+def test_the_cache_is_counted_at_its_largest():
+    model, (ids, mask) = model_of(), prompts((4, 4))
+    written = generate([model], ids, mask, new=6, draws=draws(range(2)), eos=(), pad=PAD)
+    seen = 4 + 6 - 1  # the last token is not read
+    assert written.cache == 2 * 2 * 2 * seen * 2 * 4 * 4  # layers, both, rows, tokens, heads, width
+    both = generate([model, model], ids, mask, new=6, draws=draws(range(2)), eos=(), pad=PAD,
+                    weights=(0.5, 0.5))  # fmt: skip
+    assert both.cache == 2 * written.cache
+    uncached = generate([Uncached(model)], ids, mask, new=2, draws=None, temperature=0, eos=(),
+                        pad=PAD)  # fmt: skip
+    assert uncached.cache == 0
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_beams_never_write_columns_of_padding(count):
+    model, (ids, mask) = model_of("llama", 9).eval(), prompts((4, 2), 5)
+    model.lm_head.weight.data[6:] = 3 * model.lm_head.weight.data[:3].sum(0)
+    told = {"new": 3, "beams": count, "eos": EOS, "pad": PAD, "length_penalty": 0.0}
+    assert int(beams(model, ids, mask, **told).ids.max()) >= 6  # else nothing is shown here
+    found = beams(model, ids, mask, vocab=6, **told)
+    assert int(found.ids.max()) < 6
+    with torch.no_grad():
+        for b, n in enumerate((4, 2)):
+            for text, there, logp in zip(found.ids[b], found.mask[b], found.logp[b], strict=True):
+                text = text[there.bool()]
+                z = model(torch.cat([ids[b, :n], text])[None]).logits[0, n - 1 : -1, :6]
+                want = z.log_softmax(-1).gather(-1, text[:, None]).sum()
+                torch.testing.assert_close(logp, want, rtol=0, atol=1e-4)

@@ -7,6 +7,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -246,11 +247,11 @@ def test_a_file_names_a_pair_a_function_or_a_class(tmp_path):
         assert isinstance(found.make(), transformers.GPT2LMHeadModel)
         assert len(found.tokenizer) == 3
         assert found.tokenizer.pad_token == "</s>"
-    with pytest.raises(UsageError, match=r"bare is GPT2LMHeadModel; give .*set model.tokenizer"):
+    with pytest.raises(UsageError, match=r"bare' is GPT2LMHeadModel; give .*set model.tokenizer"):
         load(f"{file}:bare", "student")
-    with pytest.raises(UsageError, match=r"body is a GPT2Model; give a model of AutoModel"):
+    with pytest.raises(UsageError, match=r"body' is a GPT2Model; give a model of AutoModel"):
         load(f"{file}:body", "student")
-    with pytest.raises(UsageError, match="plain is Linear; give"):
+    with pytest.raises(UsageError, match="plain' is Linear; give"):
         load(f"{file}:plain", "student")
 
 
@@ -309,7 +310,7 @@ def test_folders_that_lack_something(tmp_path):
     folder.mkdir()
     (folder / "notes.txt").write_text("x")
     refused(
-        f"hf:{folder}", "the teacher hf:.*m cannot be read .the folder has no config.json.; give"
+        f"hf:{folder}", "the teacher 'hf:.*m' cannot be read .the folder has no config.json.; give"
     )
     saved(folder, llama())
     shutil.move(folder / "model.safetensors", tmp_path / "model.safetensors")
@@ -318,10 +319,10 @@ def test_folders_that_lack_something(tmp_path):
     refused(str(folder), "its weights are pickled.; write .safetensors files, with save_pretrained")
     cut = (tmp_path / "model.safetensors").read_bytes()[:3000]
     (folder / "model.safetensors").write_bytes(cut)
-    with pytest.raises(Missing, match=r"the teacher .*m cannot be read .*; give hf:ID") as caught:
+    with pytest.raises(Missing, match=r"the teacher .*m' cannot be read .*; give hf:ID") as caught:
         load(str(folder), "teacher").make()
     assert "\n" not in str(caught.value)
-    refused(f"hf:{tmp_path / 'gone'}", "gone cannot be read .it is no folder here, and of the hub")
+    refused(f"hf:{tmp_path / 'gone'}", "gone' cannot be read .it is no folder here, and of the hub")
     refused(str(tmp_path / "gone"), "is no file, folder or library that is known")
 
 
@@ -406,7 +407,7 @@ def test_the_hub_without_a_network_is_a_sentence_at_once(monkeypatch):
     begun = time.monotonic()
     refused(
         "hf:nobody/has-this",
-        "the teacher hf:nobody/has-this cannot be read .it is no folder here, and of the hub: "
+        "the teacher 'hf:nobody/has-this' cannot be read .it is no folder here, and of the hub: "
         "there is no connection, and no copy here.; give hf:ID",
     )
     assert time.monotonic() - begun < 5
@@ -424,7 +425,91 @@ def test_a_file_that_is_no_gguf(tmp_path):
 def test_a_gguf_that_is_cut_short(size, tmp_path):
     with SMOL.open("rb") as file:
         (tmp_path / "cut.gguf").write_bytes(file.read(size))
-    refused(str(tmp_path / "cut.gguf"), "cut.gguf cannot be read .*; it is cut short, damaged")
+    refused(str(tmp_path / "cut.gguf"), "cut.gguf' cannot be read .*; it is cut short, damaged")
+
+
+def tiny_gguf(path, rows=300, name="tiny"):
+    """A llama of random weights with byte-level tokens, as llama.cpp would write it."""
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = ["<s>", "<|endoftext|>", *alphabet, *(a + b for a in "abcde" for b in "fghij")]
+    words += [f"<{i}>" for i in range(rows - len(words))]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
+    writer.add_context_length(32)
+    writer.add_embedding_length(16)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(rows)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(words)
+    writer.add_token_types([3, 3] + [1] * (rows - 2))
+    writer.add_token_merges([f"{a} {b}" for a in "abcde" for b in "fghij"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    draws = np.random.default_rng(0)
+    shapes = {"token_embd": (rows, 16), "output_norm": (16,)}
+    for i in range(2):
+        shapes |= {f"blk.{i}.{n}": (16, 16) for n in ("attn_q", "attn_k", "attn_v", "attn_output")}
+        shapes |= {f"blk.{i}.{n}": (32, 16) for n in ("ffn_gate", "ffn_up")}
+        shapes |= {f"blk.{i}.ffn_down": (16, 32)}
+        shapes |= {f"blk.{i}.{n}": (16,) for n in ("attn_norm", "ffn_norm")}
+    for key, shape in shapes.items():
+        writer.add_tensor(f"{key}.weight", draws.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@gguf
+def test_a_gguf_is_read_once_until_it_changes_and_no_bar_is_drawn_in_quiet(
+    tmp_path, monkeypatch, capfd
+):
+    import gguf as theirs
+
+    from limbeck.language._kit.sides import quiet
+
+    read = []
+
+    class Counted(theirs.GGUFReader):
+        def __init__(self, path, *rest):
+            read.append(path)
+            super().__init__(path, *rest)
+
+    monkeypatch.setattr(theirs, "GGUFReader", Counted)
+    path = str(tiny_gguf(tmp_path / "one.gguf"))
+    with quiet():
+        found = load(path, "teacher")
+        one = found.make()
+    assert len(read) == 1
+    assert "%" not in capfd.readouterr().err
+    assert theirs.GGUFReader is Counted  # put back
+    assert len(found.tokenizer) == one.config.vocab_size == 300
+    assert torch.equal(
+        one.get_input_embeddings().weight, found.make().get_input_embeddings().weight
+    )
+    assert len(read) == 1
+    assert "%" in capfd.readouterr().err  # else nothing was shown by its lack
+    tiny_gguf(tmp_path / "one.gguf", rows=310)
+    assert len(load(path, "teacher").tokenizer) == 310
+    assert len(read) == 2
+
+
+@gguf
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99])
+def test_a_small_gguf_that_is_cut_short(share, tmp_path):
+    whole = tiny_gguf(tmp_path / "whole.gguf").read_bytes()
+    load(str(tmp_path / "whole.gguf"), "teacher").make()
+    (tmp_path / "cut.gguf").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(Missing, match=r"cut.gguf cannot be read .*; it is cut short, damaged"):
+        load(str(tmp_path / "cut.gguf"), "teacher").make()
 
 
 # --- a real model --------------------------------------------------------------------------------

@@ -177,6 +177,36 @@ def test_the_command_line_from_a_cache_to_a_folder_that_transformers_loads(
     assert "As language models" in page
 
 
+def test_a_context_too_short_to_write_in_is_a_sentence(place, tmp_path, capsys):
+    own = [
+        "--teacher",
+        place / "teacher",
+        "--data",
+        place / "texts.jsonl",
+        "--student",
+        "truncate:1",
+    ]
+    run = [
+        "run",
+        "gkd",
+        *own,
+        "--own",
+        "1",
+        "--steps",
+        "1",
+        "--batch",
+        "4",
+        "--out",
+        tmp_path / "x",
+    ]
+    for words, said in (
+        (["--context", "8"], "4 new tokens leave room for 4 of a prompt in a context of 8"),
+        (["--context", "16", "--new", "40"], "responses of 40 tokens leave no room for a prompt"),
+    ):
+        assert command(*run, *words) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_flags_of_texts_are_for_texts(tmp_path, capsys):
     own = ["--teacher", "none", "--student", "timm:resnet18", "--data", "sklearn:digits"]
     assert command("run", "kd", *own, "--context", "8", "--out", tmp_path / "x") == 2

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import statistics
 import struct
 import zlib
 from html.parser import HTMLParser
@@ -258,9 +259,21 @@ def test_seeds_are_joined_and_stages_follow_each_other() -> None:
 def test_long_logs_are_thinned_and_keep_their_mean() -> None:
     values = [(i, float(i % 7)) for i in range(1000)]
     ((line,), _) = lines_of([{"fit": {"a": values}}], most=50)
-    assert len(line.pieces[0]) == 50
-    middles = [point[1] for point in line.pieces[0]]
-    assert sum(middles) / 50 == pytest.approx(sum(v for _, v in values) / 1000)
+    *thinned, last = [point[:2] for point in line.pieces[0]]
+    assert 40 < len(thinned) < 50
+    assert last == values[-1]  # a curve ends at the value that is told beside its name
+    assert line.last == 999 % 7
+    size = 1000 // 49 + 1  # rows in a point; the last one may have less
+    for i, point in enumerate(thinned):
+        some = values[i * size : min((i + 1) * size, 999)]
+        assert point == pytest.approx([statistics.fmean(each) for each in zip(*some, strict=True)])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 60, 61, 62, 119, 121])
+def test_a_curve_ends_at_its_last_value(rows: int) -> None:
+    ((line,), _) = lines_of([{"fit": {"a": [(i, float(i * i)) for i in range(rows)]}}])
+    assert line.last == (rows - 1) ** 2
+    assert len(line.pieces[0]) <= 60
 
 
 def test_one_term_in_two_stages_is_one_line_of_two_pieces() -> None:

@@ -14,7 +14,7 @@ import pytest
 from limbeck.cli.reporting import report
 from limbeck.errors import Missing, UsageError
 from limbeck.report.dots import class_table
-from limbeck.report.reliability import pooled
+from limbeck.report.reliability import pooled, reliability
 from limbeck.report.run import page_of, write
 from limbeck.report.strips import Strip, strips
 from limbeck.report.words import Measure, bytes_of, number, ratio
@@ -346,6 +346,15 @@ def test_seeds_share_the_bins_of_one_plot() -> None:
     ]
 
 
+def test_each_bin_is_a_dot_and_no_two_are_joined() -> None:
+    sides = {"teacher": [[0.3, 0.5, 1], [0.95, 1.0, 99]], "student": [[0.55, 0.4, 50]]}
+    drawn = reliability(sides, "")
+    assert drawn.count("<circle") == 3
+    assert "polyline" not in drawn
+    sizes = [float(r) for r in re.findall(r' r="([\d.]+)"', drawn)]
+    assert sizes[0] < sizes[1] <= sizes[2] == 11  # by the share: 1, 99, 100 %
+
+
 # -- escaping --------------------------------------------------------------------------------------
 
 
@@ -481,6 +490,9 @@ def test_a_mistake_is_a_sentence(tmp_path: Path) -> None:
         report([str(folder)])
     (folder / "result.json").unlink()
     with pytest.raises(UsageError, match="is not finished; go on with: limbeck resume"):
+        report([str(folder)])
+    (folder / "run.json").write_text('{"request": {"method": "kd"}}')  # all that is written first
+    with pytest.raises(UsageError, match=r"stopped before its first step; .*limbeck resume"):
         report([str(folder)])
     (folder / "run.json").write_text("{}")
     with pytest.raises(UsageError, match="is not of a run of limbeck"):

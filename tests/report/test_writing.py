@@ -10,6 +10,7 @@ import limbeck
 from limbeck.bench import worlds
 from limbeck.report.reading import read_run
 from limbeck.report.run import page_of
+from limbeck.report.words import bytes_of
 from limbeck.report.writing import prediction, written
 
 pytestmark = pytest.mark.xdist_group("text_worlds")
@@ -33,6 +34,20 @@ def test_all_sides_are_compared(folder) -> None:
     assert f"{side['bits_per_byte']:.3f} ± {side['bits_per_byte_se']:.2g}" in page
     assert f"{told.first.at('agreement', 'student', 'kl'):.3f}" in page
     assert told.first.result["score"] == pytest.approx(side["bits_per_byte"], rel=1e-6)
+
+
+def test_the_memory_of_writing_is_told(folder) -> None:
+    told = read_run(folder)
+    page, config = str(prediction(told)), worlds.make("charlm", tiny=True).new_student(0).config
+    texts = len(told.first.at("written"))
+    assert f"memory of its cache, writing {texts} texts at once" in page
+    held = told.first.at("sides", "student", "cache_bytes")
+    heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+    token = 4 * 2 * config.num_hidden_layers * heads  # bytes: keys and values in float32
+    assert held % token == 0
+    assert texts <= held // token < texts * config.max_position_embeddings
+    assert f">{bytes_of(held)}<" in page
+    assert f">{bytes_of(told.first.at('sides', 'teacher', 'bytes'))}<" in page
 
 
 def test_what_they_wrote_is_escaped(folder) -> None:

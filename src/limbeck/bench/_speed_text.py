@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,24 @@ def _peak() -> float:
     return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
+def in_turn(
+    ways: Mapping[str, Way], times: int, leaves: Sequence[Tensor]
+) -> dict[str, tuple[float, float]]:
+    """Seconds (the best run) and bytes (the largest rise) of each way, taken in turn.
+
+    Each begins without gradients of `leaves`.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for _ in range(times):
+        for way, run in ways.items():
+            for leaf in leaves:
+                leaf.grad = None
+            seconds, rise = peak(run)
+            best, most = found.get(way, (seconds, rise))
+            found[way] = (min(best, seconds), max(most, rise))
+    return found
+
+
 def plain(name: str, s: Tensor, t: Tensor) -> Tensor:
     """The mean over places as one writes it down, from logits (N, V)."""
     lq, lp = s.log_softmax(-1), t.log_softmax(-1)
@@ -77,14 +95,7 @@ def fused(name: str, size: tuple[int, int, int], times: int) -> dict[str, tuple[
             )
         ),
     }
-    found: dict[str, tuple[float, float]] = {}
-    for _ in range(times):
-        for way, run in ways.items():
-            hidden.grad = head.grad = None
-            seconds, rise = peak(run)
-            best, most = found.get(way, (seconds, rise))
-            found[way] = (min(best, seconds), max(most, rise))
-    return found
+    return in_turn(ways, times, (hidden, head))
 
 
 def _rivals(name: str, *tensors: Tensor) -> Mapping[str, Way]:
@@ -135,14 +146,7 @@ def sparse(times: int) -> dict[str, tuple[float, float]]:
         "fused cross-entropy": of(1),
         "fused, 12 draws": of(12),
     }
-    found: dict[str, tuple[float, float]] = {}
-    for _ in range(times):
-        for way, run in ways.items():
-            hidden.grad = head.grad = None
-            seconds, rise = peak(run)
-            best, most = found.get(way, (seconds, rise))
-            found[way] = (min(best, seconds), max(most, rise))
-    return found
+    return in_turn(ways, times, (hidden, head))
 
 
 def packing(times: int, tokens: int = 2000) -> dict[str, float]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from limbeck.bench._loops import bare_loop, limbeck_loop, small, torchdistill_loop
+from limbeck.bench._speed_steps import told as step_rows
 from limbeck.bench._speed_text import told as text_rows
 from limbeck.core.cache import Cache, CacheWriter
 from limbeck.core.data import Batch
@@ -206,5 +207,6 @@ def rows(quick: bool = False) -> Iterator[Row]:
     yield taps_row(times * 3)
     yield bank_row(times)
     yield from cache_row(times)
-    for name, seconds, unit, target, rises in text_rows(quick):
-        yield Row(name, seconds, unit, target, rises)
+    for told in (text_rows(quick), step_rows(quick, best)):
+        for name, seconds, unit, target, rises in told:
+            yield Row(name, seconds, unit, target, rises)

@@ -92,7 +92,7 @@ def _own(args: argparse.Namespace) -> dict[str, Any]:
     if args.requests is not None and args.requests < 1:
         raise UsageError(f"--requests is {args.requests}; it must be above 0")
     teacher = specs.model_of(args.teacher, "teacher")
-    if args.requests is not None and teacher.kind != "url":
+    if args.requests is not None and teacher.kind not in ("url", "openai"):
         raise UsageError(
             f"--requests is for a teacher behind a URL, and --teacher is '{args.teacher}'; leave "
             "it out"

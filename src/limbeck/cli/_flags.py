@@ -23,7 +23,7 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("your own models and data")
     add = own.add_argument
     models = "timm:NAME, torchvision:NAME, hf:ID, FILE.gguf, FILE.py:NAME or a run's folder"
-    also = "also timm:NAME@FILE.safetensors, a URL, or none for no teacher"
+    also = "also timm:NAME@FILE.safetensors, a URL, openai:URL#MODEL, or none for no teacher"
     add("--teacher", metavar="T", help=f"{models}; {also}")
     add("--student", metavar="S", help=f"{models}; of a language model also truncate:10")
     add(

@@ -144,6 +144,12 @@ def _check_unchanged(folder: Path, request: dict[str, Any]) -> None:
             raise UsageError(f"{what}; put it back, or run anew")
 
 
+def seed_of(folder: Path) -> int:
+    """The seed of one of several runs, by its folder's name."""
+    number = folder.name.partition("-")[2]
+    return int(number) if number.isdecimal() else 0
+
+
 def is_first() -> bool:
     """Whether this is the first of several processes: the one that writes and speaks."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from limbeck.errors import UsageError
 from limbeck.registry import make
 
 if TYPE_CHECKING:
-    from limbeck.core.method import Result
+    from limbeck.core.method import Method, Result
     from limbeck.core.task import Task
 
 _MAKERS = {
@@ -39,6 +40,8 @@ class Opened:
 
 def task_of(request: dict[str, Any]) -> Task:
     """The task that was asked for, with the budget and taps that were asked for."""
+    method = request.get("method")
+    read = set() if method is None else _read(method, request.get("given", {}))
     if request["own"]:
         task = _made(request["own"])
     elif request["task_file"]:
@@ -54,10 +57,8 @@ def task_of(request: dict[str, Any]) -> Task:
         given = {"steps": None, "epochs": None, **given}
     taps = {name: tuple(paths) for name, paths in request["taps"].items()}
     task = replace(task, budget=replace(task.budget, **given), taps={**task.taps, **taps})
-    method = request.get("method")
     if method is None:
         return task
-    read = _read(method, request.get("given", {}))
     if unread := [name for name in taps if name not in read]:
         there = " and ".join(f"'{name}'" for name in _TAPPED if name in read) or "nothing"
         told = f"--taps {' '.join(unread)}: the method does not read it; inside the models it reads"
@@ -69,9 +70,25 @@ def _read(method: str, given: dict[str, Any]) -> set[str]:
     """The entries of a view that a method reads; those of a method inside it, too."""
     from limbeck.core.method import Objective
 
-    made = make(method, **tuples(given))
+    made = method_of(method, given)
     needs = made.asks() if isinstance(made, Objective) else made.card.needs
     return {n.name for need in parse_needs(needs) for some in need for n in some}
+
+
+def method_of(method: str, given: dict[str, Any]) -> Method:
+    """A method with the values of its flags.
+
+    Raises:
+        UsageError: a value is wrong; the sentence calls a field that was given by its flag.
+    """
+    values = tuples(given)
+    try:
+        return make(method, **values)
+    except UsageError as error:
+        told = str(error)
+        for name in values:
+            told = re.sub(rf"\b[A-Z]\w*\.{name}\b", f"--{name.replace('_', '-')}", told)
+        raise type(error)(told) from error
 
 
 def _made(own: dict[str, Any]) -> Task:

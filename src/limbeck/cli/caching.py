@@ -53,7 +53,7 @@ def cache(argv: list[str]) -> int:
     group = parser.add_argument_group("of a language model")
     kinds = "the likeliest tokens (topk) or draws (sampled) of each place (topk)"
     group.add_argument("--signal", choices=("topk", "sampled"), metavar="K", help=kinds)
-    group.add_argument("--k", type=int, default=50, metavar="N", help="how many (50)")
+    group.add_argument("--k", type=int, metavar="N", help="how many (50; of a served one 20)")
     group.add_argument("--tau", type=float, default=1.0, metavar="X", help="temperature (1)")
     group.add_argument("--u", type=float, default=1.0, metavar="X", help="draws are from p^u (1)")
     flags.add_task(parser)
@@ -106,9 +106,10 @@ def _kept(args: argparse.Namespace, task: Task) -> Keep | None:
         if args.signal is not None:
             raise UsageError("--signal is for language models, and this task is another")
         return None
-    if args.k < 1 or not args.tau > 0:
-        raise UsageError(f"--k {args.k} entries at --tau {args.tau}: both must be above 0")
-    return Keep(args.signal or "topk", args.k, args.tau, args.u)
+    k = getattr(getattr(task.the_teacher(), "ask", None), "top", 50) if args.k is None else args.k
+    if k < 1 or not args.tau > 0:
+        raise UsageError(f"--k {k} entries at --tau {args.tau}: both must be above 0")
+    return Keep(args.signal or "topk", k, args.tau, args.u)
 
 
 def _shown(quiet: bool) -> Callable[[int, int], None]:

@@ -80,9 +80,11 @@ def doctor(argv: list[str]) -> int:
     else:
         found, command = _before(args, argv, entry, values)
     if args.json:
-        print(json.dumps({**found.as_dict(), "next": _next(found, command)}))
+        print(
+            json.dumps({**found.as_dict(), "next": _next(found, command, args.folder is not None)})
+        )
     else:
-        _show(found, command)
+        _show(found, _next(found, command, args.folder is not None))
     return 0
 
 
@@ -126,7 +128,6 @@ def _before(
 
     flags.load_torch()
     from limbeck.doctor import diagnose
-    from limbeck.registry import make
 
     task = tasks.task_of(request)
     say = _say(args.json)
@@ -138,7 +139,7 @@ def _before(
     command = ["limbeck", "run", named, *kept, *written]
     found = diagnose(
         task,
-        make(key, **tasks.tuples({**values, **given})),
+        tasks.method_of(key, {**values, **given}),
         seed=args.seed,
         device=args.device,
         probe_steps=args.probe_steps,
@@ -195,19 +196,27 @@ def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[s
     return found, command
 
 
-def _next(found: Diagnosis, command: Sequence[str]) -> str:
-    """What to do now: the worst finding's command or advice; of a healthy task the run."""
+def _next(found: Diagnosis, command: Sequence[str], after: bool) -> str:
+    """What to do now: the worst finding's command or advice, then whatever teaches more.
+
+    Of a healthy task that is the run; of a run that leaves no question it is nothing.
+    """
     faults = [f for f in found.findings if f.state in ("bad", "watch")]
     if faults:
         first = next((f for f in faults if f.name != "run"), faults[0])  # before what it led to
         return first.command or first.advice
-    unfinished = next((f.command for f in found.findings if f.command), None)
+    more = next((f for f in found.findings if f.command), None)
+    more = more or next((f for f in found.findings if f.advice), None)
+    if more is not None:
+        return more.command or more.advice
+    if after:
+        return "nothing need be done"
     from limbeck.doctor.words import again
 
-    return unfinished or (again(command, {}) if command else "")
+    return again(command, {})
 
 
-def _show(found: Diagnosis, command: Sequence[str]) -> None:
+def _show(found: Diagnosis, after: str) -> None:
     """The verdict on the terminal, in colours where it has them."""
     from rich.console import Console
     from rich.text import Text
@@ -216,7 +225,8 @@ def _show(found: Diagnosis, command: Sequence[str]) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     width = min(100, shutil.get_terminal_size((100, 24)).columns)
-    worst = found.findings[0].state if not found.healthy else "good"
+    doubted = any(f.name == "run" and f.state == "unknown" for f in found.findings)
+    worst = found.findings[0].state if doubted or not found.healthy else "good"
     console.print(Text(found.verdict, style=_STYLES[worst]))
     console.print()
     for finding in grouped(found.findings):
@@ -224,7 +234,7 @@ def _show(found: Diagnosis, command: Sequence[str]) -> None:
         console.print(Text.assemble((f"{finding.state:<8} ", _STYLES[finding.state]), lines[0]))
         for line in lines[1:]:
             console.print(Text(line))
-    if after := _next(found, command):
+    if after:
         console.print()
         console.print(Text.assemble(("try next: ", "bold"), after))
 

@@ -88,19 +88,24 @@ def run(argv: list[str]) -> int:
         facts.append(_execute({**request, "seed": seed}, folder, _progress(args)))
         if first and not args.json:
             print(records.sentence(facts[-1], folder))
-    told = records.summary(facts) if many else facts[0]
     if not first:
         return 0
-    if many:
-        records.write(base / "result.json", told)
-        from limbeck.report import run as page
-
-        page.write(base)
+    told = _together(facts, base) if many else facts[0]
     if args.json:
         print(json.dumps(told))
     elif many and "score" in told:
         print(records.of_seeds(told))
     return 0
+
+
+def _together(facts: list[dict[str, Any]], base: Path) -> dict[str, Any]:
+    """The results of several seeds as one, with their page."""
+    told = records.summary(facts)
+    records.write(base / "result.json", told)
+    from limbeck.report import run as page
+
+    page.write(base)
+    return told
 
 
 def _free_folder(name: str, device: str | None) -> Path:
@@ -127,6 +132,7 @@ def _request(entry: Entry, args: argparse.Namespace, argv: list[str]) -> dict[st
         "method": str(entry.path.resolve()) if entry.room == "own" else entry.card.key,
         "given": {k: tasks.value(v) for k, v in given.items() if v is not None},
         "baseline": args.baseline,
+        "seeds": list(range(args.seed, args.seed + args.seeds)),
         "cache": str(Path(args.cache).resolve()) if args.cache else None,
         **flags.asked(args, entry.card.world),
         "command": records.masked(["limbeck", "run", *argv]),
@@ -153,22 +159,38 @@ def resume(argv: list[str]) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress")
     args = parser.parse_args(argv)
     folder = Path(args.folder)
-    for each in sorted(p.parent for p in folder.glob("seed-*/run.json")) or [folder]:
-        _resume_one(each, _progress(args))
+    seeds = sorted(folder.glob("seed-*/run.json"), key=lambda p: records.seed_of(p.parent))
+    if not seeds:
+        _resume_one(folder, _progress(args))
+        return 0
+    facts = [_resume_one(path.parent, _progress(args)) for path in seeds]
+    request = records.read(seeds[0]).get("request") or {}
+    done = {records.seed_of(path.parent) for path in seeds}
+    for seed in [s for s in request.get("seeds", ()) if s not in done]:  # that had not begun
+        request = records.request_of(seeds[0].parent, "run the other seeds there")
+        facts.append(_execute({**request, "seed": seed}, folder / f"seed-{seed}", _progress(args)))
+        if records.is_first():
+            print(records.sentence(facts[-1], folder / f"seed-{seed}"))
+    if records.is_first() and len(facts) > 1:
+        told = _together(facts, folder)
+        if "score" in told:
+            print(records.of_seeds(told))
     return 0
 
 
-def _resume_one(folder: Path, progress: str) -> None:
+def _resume_one(folder: Path, progress: str) -> dict[str, Any]:
+    """Go on with a run, and tell what came out; gives what result.json says."""
     told = records.read(folder / "run.json")
     if (folder / "result.json").exists():
-        done = records.sentence(records.read(folder / "result.json"), folder)
+        facts = records.read(folder / "result.json")
         if records.is_first():
-            print(f"the run in {folder} is finished. {done}")
-        return
+            print(f"the run in {folder} is finished. {records.sentence(facts, folder)}")
+        return facts
     request = records.request_of(folder, f"go on with limbeck.run(..., out='{folder}')")
     facts = _execute(request, folder, progress, told.get("threads"))
     if records.is_first():
         print(records.sentence(facts, folder))
+    return facts
 
 
 def _execute(
@@ -211,8 +233,9 @@ def _execute(
 def _dry(request: dict[str, Any], seed: int) -> int:
     flags.load_torch()
     from limbeck.core.dry import look
+    from limbeck.runs.teaching import kept
 
-    task, first = tasks.task_of({**request, "seed": seed}), records.is_first()
+    task, first = kept(tasks.task_of({**request, "seed": seed})), records.is_first()
     for note in task.notes if first else ():
         print(note, file=sys.stderr)
     given = tasks.tuples(request["given"])

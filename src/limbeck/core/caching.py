@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from limbeck.core.cache import CacheWriter
 from limbeck.core.data import Table, reader_of
 from limbeck.core.method import Clock
 from limbeck.core.task import Task
-from limbeck.core.teacher import Setting
-from limbeck.core.teachers import Cached, Frozen, fingerprint_of
+from limbeck.core.teacher import Setting, Teacher
+from limbeck.core.teachers import BlackBox, Cached, Frozen, fingerprint_of
 from limbeck.core.text.facts import text_of
 from limbeck.core.text.kept import Keep, packed
 from limbeck.errors import UsageError
@@ -37,7 +38,8 @@ def cache_teacher(
     """Write a teacher's view entries of the training set into a folder; killed, it goes on there.
 
     Args:
-        task: its teacher must be a module; its taps and its teacher's reader are used.
+        task: its teacher must be a module, or give a signal; its taps and its teacher's reader are
+            used.
         folder: the cache.
         entries: names of view entries: "logits", or what the taps name.
         batch: samples of a forward pass.
@@ -52,17 +54,16 @@ def cache_teacher(
         The cached teacher, to be given as `Task(teacher=...)`.
 
     Raises:
-        UsageError: the teacher is not a module, lacks an entry, or the folder holds another cache;
+        UsageError: the teacher is neither, lacks an entry, or the folder holds another cache;
             the set augments its samples and epochs is None.
     """
-    teacher = task.the_teacher()
-    if not isinstance(teacher, Frozen):
-        raise UsageError(
-            f"only a module's outputs are cached, and this teacher is a {type(teacher).__name__} "
-            "(what a served one answers is kept anyway)"
-        )
+    teacher = cacheable(task.the_teacher())
+    if isinstance(teacher, BlackBox) and keep is not None:
+        teacher = replace(teacher, ask=teacher.ask.of(max(teacher.ask.top, keep.k)))  # type: ignore[attr-defined]
     table, reader = Table(task.train), reader_of(task.readers, "teacher")
-    made_of: dict[str, Any] = fingerprint_of(teacher.module, table, reader)
+    made_of: dict[str, Any] = fingerprint_of(
+        teacher.module if isinstance(teacher, Frozen) else teacher, table, reader
+    )
     if augments(table):
         if epochs is None:
             raise UsageError(
@@ -96,6 +97,29 @@ def cache_teacher(
                     told(passes * len(table) - writer.left, passes * len(table))
     finally:
         live.close()
+    return cached_as(folder, teacher)
+
+
+def cacheable(teacher: Teacher) -> Frozen | BlackBox:
+    """The same, if its outputs can be cached.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if isinstance(teacher, BlackBox) and teacher.shows_signal:
+        return teacher
+    if not isinstance(teacher, Frozen):
+        raise UsageError(
+            f"only a module's outputs are cached, and this teacher is a {type(teacher).__name__} "
+            "(what a served one answers is kept anyway)"
+        )
+    return teacher
+
+
+def cached_as(folder: str | Path, teacher: Frozen | BlackBox) -> Cached:
+    """The cache of a teacher that is at hand."""
+    if isinstance(teacher, BlackBox):
+        return Cached(folder, box=teacher)
     return Cached(folder, teacher.module)
 
 

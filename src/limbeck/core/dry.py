@@ -12,7 +12,6 @@ from torch import Tensor
 
 from limbeck import registry
 from limbeck.core import identity
-from limbeck.core.remote import Client
 from limbeck.core.rng import globals_kept
 from limbeck.core.run import Run
 from limbeck.core.task import Task
@@ -61,7 +60,7 @@ def look(
         yield f"{entry}: {shape}"
     yield f"parameters: student {first['parameters']:,}, parts {first['parts']:,}"
     yield f"first stage: '{first['stage']}', {first['steps']} steps of {first['batch']} samples"
-    if isinstance(teacher, BlackBox) and isinstance(teacher.ask, Client):
+    if isinstance(teacher, BlackBox) and hasattr(teacher.ask, "asked"):
         n = teacher.ask.asked
         yield f"the teacher at {teacher.name} was sent {n} requests; its answers are kept"
     if len(times) > 1:
@@ -73,8 +72,8 @@ def _training(task: Task, teacher: Untrained) -> str:
     batches = task.batches()
     steps = task.budget.total(batches.per_epoch(min(task.budget.batch, batches.samples)))
     return (
-        f"the teacher {teacher.name}: {teacher.why}, so it would be trained first, {steps} steps, "
-        "if no earlier run on this task did so"
+        f"the teacher '{teacher.name}': {teacher.why}, so it would be trained first, {steps} "
+        "steps, if no earlier run on this task did so"
     )
 
 

@@ -173,20 +173,32 @@ def _fits(value: Any, kind: Any) -> bool:
     return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
 
 
+_WORDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}
+
+
+def _told(kind: Any) -> str:
+    """What a value of a type is, for a sentence."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_told, args))
+    if kind is types.NoneType:
+        return "None"
+    return _WORDS.get(kind) or str(kind if origin else getattr(kind, "__name__", kind))
+
+
 def check_fields(owner: Any) -> None:
     """Raise UsageError for the first field whose value has the wrong type or is out of range."""
     kinds = typing.get_type_hints(type(owner))
     for f in dataclasses.fields(owner):
         value, kind = getattr(owner, f.name), kinds[f.name]
         if not _fits(value, kind):
-            told = (
-                " or ".join(map(repr, typing.get_args(kind)))
-                if typing.get_origin(kind) is Literal
-                else getattr(kind, "__name__", str(kind))
-            )
             shown = repr(value)
             shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-            raise UsageError(f"{type(owner).__name__}.{f.name} is {shown}; it must be {told}")
+            raise UsageError(
+                f"{type(owner).__name__}.{f.name} is {shown}; it must be {_told(kind)}"
+            )
         for sign, (word, holds) in _SIGNS.items():
             bound = f.metadata.get(sign)
             if bound is not None and value is not None and not holds(value, bound):

@@ -13,9 +13,10 @@ from torch.nn.parameter import is_lazy
 
 from limbeck.core.first_look import classes_of
 from limbeck.core.sources import models, tables
+from limbeck.core.sources.classes import check_names
 from limbeck.core.sources.models import Made
 from limbeck.core.sources.reading import Reader, teachers_reader
-from limbeck.core.sources.sets import Standardise, parts
+from limbeck.core.sources.sets import Standardise, parts, told
 from limbeck.core.sources.specs import Model, data_of, model_of
 from limbeck.core.task import Budget, Task, as_teacher, build_model
 from limbeck.core.teacher import Teacher
@@ -98,7 +99,7 @@ def task(
         about={
             "inputs": _inputs(whole, scale),
             "names": list(whole.names),
-            "source": str(data) if isinstance(data, str | Path) else type(data).__name__,
+            "source": told(data),
             "split": {n: len(sets[n][1]) for n in tables.PARTS} | {"made": held_out is not None},
         },
         split=cut,
@@ -167,7 +168,7 @@ def _student(given: Any, x: Tensor, classes: int) -> Any:
     student = given
     if isinstance(given, str | Path):
         made = _named(model_of(str(given), "student"), x, classes)
-        name += f" {made.name}"
+        name += f" '{made.name}'"
 
         def student() -> nn.Module:
             return made.make()
@@ -197,12 +198,14 @@ def _teacher(
             from limbeck.core.remote import served
 
             return served(model.name, x[:1], names=names, requests=requests)
+        if model.kind == "run":
+            check_names(model.name, names)
         made = _named(model, x, classes)
     elif given is None or isinstance(given, Teacher):
         return as_teacher(given)
     else:
         made = Made(lambda: _module_of(given), True, _name_of(given))
-    name = f"the teacher {made.name}"
+    name = f"the teacher '{made.name}'"
     if not (pretrained and made.trained):
         _same(classes_of(build_model(made.make, 0, "teacher"), x[:2], name), classes, name)
         why = "it has no weights" if pretrained else "it was said not to be trained yet"

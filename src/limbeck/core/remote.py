@@ -7,32 +7,19 @@ probabilities of all classes, or the likeliest of them as `[{"label": ..., "scor
 
 from __future__ import annotations
 
-import http.client
 import json
-import logging
-import os
-import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
 from limbeck.core.answers import Store, plain
 from limbeck.core.files import cache_folder
-from limbeck.core.sources.specs import KEY, check_address
+from limbeck.core.posting import Post
+from limbeck.core.sources.specs import KEY
 from limbeck.core.teachers import BlackBox, check_probabilities
 from limbeck.errors import UsageError
-
-_log = logging.getLogger(__name__)
-
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers after which a server may be asked again
-_BROKEN = (OSError, ValueError, http.client.HTTPException)
-_LONGEST = 60.0  # seconds between two attempts, whatever the server says
 
 
 def served(
@@ -82,13 +69,16 @@ class Client:
         requests: int | None,
         batch: int,
     ) -> None:
-        check_address(url)
-        self.url, self.names, self.classes = url, {n: i for i, n in enumerate(names)}, classes
-        self.timeout, self.retries, self.left, self.batch = timeout, retries, requests, batch
-        self.asked = 0  # requests so far
-        self.shown = urlsplit(url)._replace(query="", fragment="").geturl()
+        self._post = Post(url, KEY, timeout, retries, requests)
+        self.names, self.classes = {n: i for i, n in enumerate(names)}, classes
+        self.shown, self.batch = self._post.shown, batch
         self._form: torch.Size | None = None  # of one answer: () of labels, (C,) of probabilities
         self._store = Store(cache_folder() / "served", url)
+
+    @property
+    def asked(self) -> int:
+        """Requests so far."""
+        return self._post.asked
 
     def gives_on(self, sample: Any) -> Literal["labels", "probabilities"]:
         """What an answer about a sample is."""
@@ -132,14 +122,14 @@ class Client:
         return answers
 
     def _predictions(self, rows: list[str]) -> list[Any]:
-        told = self._post(f'{{"instances":[{",".join(rows)}]}}'.encode())
+        told = self._post.send(f'{{"instances":[{",".join(rows)}]}}'.encode())
         try:
             answer = json.loads(told)
             predictions = answer["predictions"] if isinstance(answer, dict) else answer
         except (ValueError, KeyError, RecursionError):
             predictions = None
         if not isinstance(predictions, list):
-            said = _start(told[:4000].decode("utf-8", "replace")) or "nothing"
+            said = self._start(told[:4000].decode("utf-8", "replace")) or "nothing"
             raise UsageError(f'{self.shown} answered what is no {{"predictions": [...]}}: {said}')
         if len(predictions) != len(rows):
             raise UsageError(
@@ -148,39 +138,8 @@ class Client:
             )
         return predictions
 
-    def _post(self, body: bytes) -> bytes:
-        """One request, repeated where a failure may pass."""
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key := _key():
-            headers["Authorization"] = f"Bearer {key}"
-        opener = urllib.request.build_opener(_Stay)
-        for attempt in range(self.retries + 1):
-            if self.left is not None and self.asked >= self.left:
-                raise UsageError(
-                    f"the budget of {self.left} requests to {self.shown} is spent; all answers are "
-                    "kept, so run it again to go on with as many, or with a larger one"
-                )
-            self.asked += 1
-            wait = min(2.0**attempt / 2, _LONGEST)
-            try:
-                request = urllib.request.Request(self.url, body, headers)
-                with opener.open(request, timeout=self.timeout) as answer:
-                    return bytes(answer.read())
-            except urllib.error.HTTPError as error:
-                why = _start(f"it answered {error.code} {error.reason}: {_body(error)}")
-                if error.code not in _AGAIN:
-                    raise UsageError(f"the teacher at {self.shown} refused: {why}") from None
-                wait = _asked_to_wait(error.headers.get("Retry-After"), wait)
-            except _BROKEN as error:  # no connection, a time-out, a broken answer
-                why = _start(str(getattr(error, "reason", error)) or type(error).__name__)
-            if attempt < self.retries:
-                of = f"attempt {attempt + 2} of {self.retries + 1} in {wait:.3g} s"
-                _log.warning("no answer from %s (%s): %s", self.shown, why, of)
-                time.sleep(wait)
-        raise UsageError(
-            f"the teacher at {self.shown} could not be asked, {self.retries + 1} times in a row "
-            f"({why}); all answers so far are kept"
-        )
+    def _start(self, told: str) -> str:
+        return self._post.start(told)
 
     def _tensor(self, predictions: list[Any]) -> Tensor:
         """Answers, checked before any is kept: labels (B,) or probabilities (B, C)."""
@@ -202,7 +161,7 @@ class Client:
             return torch.tensor(self.names[value])
         if isinstance(value, bool) or not isinstance(value, int):
             raise UsageError(
-                f"{self.shown} gave the label {_start(repr(value))}; it must be a class name "
+                f"{self.shown} gave the label {self._start(repr(value))}; it must be a class name "
                 "or a whole number"
             )
         if not 0 <= value < (self.classes or 2**31):
@@ -222,7 +181,9 @@ class Client:
         try:
             p = torch.tensor(value, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError):
-            raise UsageError(f"{self.shown} gave {_start(repr(value))} for probabilities") from None
+            raise UsageError(
+                f"{self.shown} gave {self._start(repr(value))} for probabilities"
+            ) from None
         if p.dim() != 1 or (self.classes and len(p) != self.classes):
             raise UsageError(
                 f"{self.shown} gave probabilities of shape {tuple(p.shape)}, and there are "
@@ -240,53 +201,14 @@ class Client:
                 label, score = each["label"], float(each["score"])
             except (TypeError, ValueError, LookupError):
                 raise UsageError(
-                    f"{self.shown} gave {_start(repr(each))}; write label and score, a number"
+                    f"{self.shown} gave {self._start(repr(each))}; write label and score, a number"
                 ) from None
             given[int(self._label(label))] = score
         if len(given) < len(value):
-            raise UsageError(f"{self.shown} named a class twice: {_start(repr(value))}")
+            raise UsageError(f"{self.shown} named a class twice: {self._start(repr(value))}")
         rest = max(0.0, 1.0 - sum(given.values())) / max(1, self.classes - len(given))
         return torch.tensor([given.get(label, rest) for label in range(self.classes)])
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection: it would carry the token to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 def _form(shape: Sequence[int]) -> str:
     return f"{shape[0]} probabilities" if shape else "a label"
-
-
-def _key() -> str:
-    """The token that is sent; "" for none."""
-    key = os.environ.get(KEY, "")
-    if not re.fullmatch("[!-~]*", key):
-        raise UsageError(
-            f"the variable {KEY} holds a blank, a line's end or a letter beyond ASCII, which "
-            "no token has; set it anew"
-        )
-    return key
-
-
-def _body(error: urllib.error.HTTPError) -> str:
-    try:
-        return error.read(4000).decode("utf-8", "replace") or "nothing"
-    except _BROKEN:
-        return "nothing that can be read"
-
-
-def _start(told: str) -> str:
-    """The beginning of what a server said, in one line and without the token."""
-    key = _key()
-    text = " ".join((told.replace(key, "***") if key else told).split())
-    return text if len(text) <= 160 else f"{text[:160]}..."
-
-
-def _asked_to_wait(header: str | None, usual: float) -> float:
-    try:
-        return min(max(float(header or usual), 0.0), _LONGEST)
-    except ValueError:  # a date
-        return usual

@@ -115,7 +115,8 @@ class TopK(Signal):
     """The likeliest entries: ids (..., K), their log-probabilities (..., K) at temperature tau.
 
     What they lack of 1 is one further outcome, the tail: a divergence is taken over K + 1 outcomes,
-    never over a distribution that was scaled up.
+    never over a distribution that was scaled up. A place that has fewer entries has the id -1 in
+    their stead, with the log-probability -inf, which is no outcome.
     """
 
     ids: Tensor
@@ -132,6 +133,10 @@ class TopK(Signal):
     def log_outcomes(self) -> Tensor:
         """Log-probabilities (..., K + 1), the tail last."""
         return torch.cat([self.logp, log_rest(self.logp)], -1)
+
+    def of(self, logq: Tensor) -> Tensor:
+        """What another distribution, log q (..., V), gives to the entries: (..., K)."""
+        return logq.gather(-1, self.ids.clamp_min(0)).masked_fill(self.ids < 0, -torch.inf)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from limbeck.core.rng import globals_kept, seed_globals
+from limbeck.core.rng import generator, globals_kept, seed_globals
 from limbeck.errors import Missing, UsageError
 
 LABELS = ("y", "label", "labels")
@@ -198,6 +198,13 @@ class Table:
                 "sample's number; rename it"
             )
         return Batch(index=numbers, **columns)
+
+    def some(self, most: int) -> Tensor:
+        """The numbers of at most so many rows, from all over: data often lie class by class.
+
+        The order is always the same, so that the fewer are among the more.
+        """
+        return torch.randperm(len(self), generator=generator(0, "doctor"))[:most]
 
     def labels(self) -> Tensor | None:
         """All labels (N,), where the table has them in memory."""

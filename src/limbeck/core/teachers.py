@@ -84,6 +84,7 @@ class Cached(Teacher):
 
     folder: str | FilePath
     module: nn.Module | None = None  # where the teacher is at hand, its weights are checked too
+    box: BlackBox | None = None  # or the one that was asked, where it can be asked
 
     def _open(self, setting: Setting) -> None:
         self._cache = Cache(self.folder)
@@ -92,10 +93,7 @@ class Cached(Teacher):
 
     def check(self, table: Any) -> None:
         """Refuse a cache of other data (or of another teacher, where it is at hand)."""
-        have = fingerprint_of(self.module, table, self._reader)
-        self._cache.check(
-            have if self.module is not None else {k: v for k, v in have.items() if k != "teacher"}
-        )
+        self._cache.check(fingerprint_of(self.module or self.box, table, self._reader))
 
     def side(self, batch: Batch, clock: Clock) -> Side:
         if "changed" in batch:
@@ -145,25 +143,30 @@ class Cached(Teacher):
         return True
 
 
-def fingerprint_of(module: nn.Module | None, table: Any, reader: Any) -> dict[str, Any]:
+def fingerprint_of(of: nn.Module | BlackBox | None, table: Any, reader: Any) -> dict[str, Any]:
     """The identity of a teacher's outputs on a table.
 
-    Its weights, the table's length, sixteen fixed samples after the reader.
+    Its weights (or what is known of a black box), the table's length, sixteen fixed samples after
+    the reader.
     """
     x = table.rows(torch.tensor(probes(len(table))), "fingerprint").columns["x"]
-    return fingerprint(module, len(table), [reader(x) if reader is not None else x], reader)
+    module = of if isinstance(of, nn.Module) else None
+    parts = fingerprint(module, len(table), [reader(x) if reader is not None else x], reader)
+    return {**parts, "teacher": of.identity()} if isinstance(of, BlackBox) else parts
 
 
 @dataclass(eq=False)
 class BlackBox(Teacher):
     """A teacher that only answers: `ask(x) -> (B,) labels`, (B, C) probabilities, or B texts.
 
+    One that gives a "signal" answers with view entries, `signal` among them (`text/served.py`).
+
     Probabilities are shown as `logits` too, which are their logarithms: softmax(log(p) / tau) is
     softmax(z / tau) for any logits z of the same probabilities. They also give `labels`.
     """
 
     ask: Callable[[Any], Any]
-    gives: Literal["labels", "probabilities", "text"] = "labels"
+    gives: Literal["labels", "probabilities", "text", "signal"] = "labels"
     name: str = "a function"
 
     def _open(self, setting: Setting) -> None:
@@ -174,6 +177,8 @@ class BlackBox(Teacher):
             x = batch.columns["x"]
             with torch.no_grad():
                 value = self.ask(self._setting.reader(x) if self._setting.reader else x)
+            if self.gives == "signal":
+                return dict(value)
             if len(value) != len(batch):
                 raise UsageError(
                     f"the black-box teacher answered {len(value)} times to {len(batch)} samples; "
@@ -206,6 +211,11 @@ class BlackBox(Teacher):
     @property
     def repeats(self) -> bool:
         return True
+
+    @property
+    def shows_signal(self) -> bool:
+        """Whether it gives distributions over a language's tokens, which are worth keeping."""
+        return self.gives == "signal"
 
 
 def check_probabilities(p: Tensor, who: str = "the black-box teacher") -> None:

@@ -39,7 +39,8 @@ class Untrained(Teacher):
 
     def _open(self, setting: Setting) -> NoReturn:
         raise UsageError(
-            f"the teacher {self.name} is not trained yet ({self.why}); limbeck.run trains it first"
+            f"the teacher '{self.name}' is not trained yet ({self.why}); limbeck.run trains it "
+            "first"
         )
 
     def side(self, batch: Batch, clock: Clock) -> Side:

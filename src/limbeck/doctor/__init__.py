@@ -72,10 +72,10 @@ def diagnose(
         task, chosen, key, records=records, student=student, seed=seed, device=device,
         steps=probe_steps, say=say,
     )  # fmt: skip
+    found = _findings(seen, words or ["limbeck", "run", key, "--task", "FILE.py:FUNCTION"])
+    ended = records is None or bool(records.result)
     return concluded(
-        _findings(seen, words or ["limbeck", "run", key, "--task", "FILE.py:FUNCTION"]),
-        key,
-        records is not None,
+        found, key, records is not None, first=on_run.headline(seen, found), ended=ended
     )
 
 

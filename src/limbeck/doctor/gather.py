@@ -21,6 +21,7 @@ from limbeck.doctor.records import Records
 from limbeck.doctor.seen import Seen
 from limbeck.doctor.sides import looked_at
 from limbeck.errors import UsageError
+from limbeck.runs import teaching
 
 
 def gather(
@@ -36,8 +37,10 @@ def gather(
     say: Callable[[str], None],
 ) -> Seen:
     """Measure what can be measured; nothing is written."""
+    raised = task is not None and isinstance(task.the_teacher(), Untrained)
     task = _with_its_teacher(task, records, say)
     seen = Seen(key, method, task, records, steps=steps or limits.STEPS)
+    seen.trained_by_run = raised and records is None
     if records is not None:
         seen.rows = [r for r in records.rows if r["stage"] not in ("teacher", "baseline")]
         seen.told = records.scores()
@@ -68,10 +71,20 @@ def gather(
     for side, model in models.items():
         if model is not None:
             asking.ask_student(seen, side, model, task, tables, where)
+    _tell_few(seen, say)
     model = student if student is not None else models["alone"]
     if model is not None and isinstance(task.the_teacher(), Frozen | Crowd):
         asking.look_inside(seen, model, task, tables["train"], where)
     return seen
+
+
+def _tell_few(seen: Seen, say: Callable[[str], None]) -> None:
+    """Say on how many samples a slow side was asked, which what is said of it rests on."""
+    for side in dict.fromkeys(side for side, _ in seen.answers):
+        asked = {where: len(a) for (who, where), a in seen.answers.items() if who == side}
+        if any(n < min(limits.SAMPLES, seen.samples[where]) for where, n in asked.items()):
+            told = ", ".join(f"{n} of {seen.samples[w]} of '{w}'" for w, n in asked.items())
+            say(f"what is said of the {side} rests on {told} (it is slow, or asked by request)")
 
 
 def _width(task: Task, table: Table, where: torch.device) -> int:
@@ -90,12 +103,18 @@ def _width(task: Task, table: Table, where: torch.device) -> int:
 def _with_its_teacher(
     task: Task | None, records: Records | None, say: Callable[[str], None]
 ) -> Task | None:
-    """The task of a run with the teacher that was trained in it, which lies in its folder."""
+    """The task with the teacher that was trained for it.
+
+    That of a run lies in its folder; before a run there may be one that an earlier run has kept.
+    """
     teacher = None if task is None else task.the_teacher()
-    if task is None or records is None or not isinstance(teacher, Untrained):
+    if task is None or not isinstance(teacher, Untrained):
         return task
-    if not records.teacher.exists():
-        return task
+    if records is None or not records.teacher.exists():
+        found = teaching.kept(task)
+        for note in found.notes[len(task.notes) :]:
+            say(note)
+        return found
     try:
         module = teacher.new()
         checkpoints.into(module, checkpoints.load(records.teacher)[0])

@@ -12,13 +12,16 @@ GLANCE = 128
 """Samples on which a scale of the inputs must gain half of what is asked, to be tried on all."""
 INSIDE = 256
 """Samples for features: CKA costs their square, and maps are large."""
-PATIENCE, FEWEST = 10.0, 256
-"""Seconds after which a side is asked no more of a set, once it was asked on so many samples."""
+PATIENCE, FEWEST = 10.0, 128
+"""Seconds for a side's answers to a set (of two), and on how many samples it is asked whatever they
+take: an accuracy is then known to four points."""
 
 STEPS, LEAST = 60, 20
 """Steps of a short fit, and how few where steps are slow: tried on planted faults at 60."""
 GOAL = 20.0
 """Seconds that the usual short fits may take before they have fewer steps."""
+HEART = 60.0
+"""Seconds after which a student that has not learnt its samples by heart is let off."""
 
 NOISE = 2.0
 """Standard errors by which two scores must differ to count as different (one in twenty)."""

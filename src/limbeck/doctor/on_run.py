@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from limbeck.doctor import limits
@@ -10,7 +12,7 @@ from limbeck.doctor.numbers import error_of
 from limbeck.doctor.probe import losses
 from limbeck.doctor.proposals import Command, anew
 from limbeck.doctor.seen import Seen
-from limbeck.doctor.words import Finding, State
+from limbeck.doctor.words import Finding, State, again
 
 
 def outcome(seen: Seen, command: Command) -> Finding | None:
@@ -23,11 +25,13 @@ def outcome(seen: Seen, command: Command) -> Finding | None:
     best = t if t is not None else alone
     assert best is not None
     told = {"the teacher": t, "the same student without a teacher": alone, "chance": share or None}
-    says = f"the student has {s:.3f} on held-out samples; "
+    says = f"the student has {s:.3f} on {f'{n} ' if n else ''}held-out samples; "
     says += ", ".join(f"{who} {v:.3f}" for who, v in told.items() if v is not None)
     state = _state(s, best, alone, share, n)
     if state == "good":
-        return Finding("run", "good", says)
+        advice, command_ = _next(seen, s, alone, n, command)
+        shown = alone is None or s - alone > _margin(s, alone, n)
+        return Finding("run", "good" if shown else "unknown", says, advice, command_)
     proposed, note = _longer(seen, command)
     advice = "it has not learned the task" if state == "bad" else "it has learned little of it"
     if alone is not None and s < alone:
@@ -40,16 +44,61 @@ def _state(s: float, best: float, alone: float | None, share: float, n: int) -> 
     """How a student's accuracy stands to those of the others, given chance and samples."""
 
     def below(other: float) -> bool:
-        noise = (error_of(s, n) ** 2 + error_of(other, n) ** 2) ** 0.5 if n else 0.01
-        return s < other - limits.NOISE * noise
+        return s < other - _margin(s, other, n)
 
-    if not below(best):
-        return "good"
     harmed = alone is not None and below(alone)
+    if not below(best):
+        return "watch" if harmed else "good"
     come = (s - share) / (best - share) if best > share else 1.0
     if come < limits.FAILED or (harmed and best - s > limits.FAR):
         return "bad"
     return "watch" if come < limits.POOR or harmed else "good"
+
+
+def _margin(a: float, b: float, n: int) -> float:
+    """By how much two accuracies on the same samples must differ to count as different."""
+    return limits.NOISE * ((error_of(a, n) ** 2 + error_of(b, n) ** 2) ** 0.5 if n else 0.01)
+
+
+def headline(seen: Seen, findings: Sequence[Finding]) -> str:
+    """What the verdict of a run begins with: that it is not finished, or has shown no gain."""
+    if seen.records is None:
+        return ""
+    if not seen.records.result:
+        return f"not finished: limbeck resume {shlex.quote(str(seen.records.folder))}"
+    s, alone = (seen.score(side, "held") for side in ("student", "alone"))
+    if s is None or alone is None or any(f.name == "run" and f.state == "bad" for f in findings):
+        return ""
+    margin = _margin(s, alone, seen.count("held"))
+    if s < alone - margin:
+        return f"the student is worse than alone ({s - alone:+.3f})"
+    if s - alone <= margin:
+        return f"no gain shown over the student alone ({s - alone:+.3f}, margin {margin:.3f})"
+    return ""
+
+
+def _next(
+    seen: Seen, s: float, alone: float | None, n: int, command: Command
+) -> tuple[str, str | None]:
+    """What would teach more of a run that went well: advice, and a command where there is one."""
+    records = seen.records
+    assert records is not None
+    folder = shlex.quote(str(records.folder))
+    seeds = {"--seeds": 3, "--baseline": None}
+    if alone is not None and s - alone > _margin(s, alone, n):
+        return "the gain is clear: the student can be used", f"limbeck export {folder} --to onnx"
+    beside = len(list(records.folder.resolve().parent.glob("seed-*/run.json")))
+    if beside > 1 and records.folder.resolve().name.startswith("seed-"):
+        if alone is None:
+            return "whether the teacher helps is not known: there is no student alone", None
+        other = "a gain is shown by all seeds together, or by none"
+        return other, f"limbeck report {shlex.quote(str(records.folder.parent))}"
+    proposed = again(command, seeds) if records.command else None
+    if alone is None:
+        told = "whether the teacher helps is not known: train the student alone as well"
+        return f"{told} (--seeds 3 --baseline)", proposed
+    told = "one seed on these samples cannot tell: see over several whether there is a gain"
+    return f"{told} (--seeds 3 --baseline)", proposed
 
 
 def _longer(seen: Seen, command: Command) -> tuple[str | None, str]:
@@ -86,6 +135,6 @@ def _unfinished(seen: Seen, told: str) -> Finding:
     says = f"the run is not finished: {at}"
     if told:
         says += f"; loss {told}" + (f" in {seen.steps} steps" if seen.tried else "")
-    resume = f"limbeck resume {seen.records.folder}"
+    resume = f"limbeck resume {shlex.quote(str(seen.records.folder))}"
     advice = f"go on with: {resume}; what is said here is of its first part"
     return Finding("fit", "unknown", says, advice, resume)

@@ -36,7 +36,8 @@ def better(seen: Seen) -> Finding:
     who = {"alone": "the student alone", "student": "the student"}[side]
     when = "" if after else f" after {seen.steps} steps"
     fed = " (once it is fed and read rightly)" if seen.misread else ""
-    says = f"the teacher has {t:.3f}{fed} on held-out samples, {who} {s:.3f}{when}"
+    many = f"{n} " if n else ""
+    says = f"the teacher has {t:.3f}{fed} on {many}held-out samples, {who} {s:.3f}{when}"
     own = seen.score("teacher", "train")
     if own is not None and own < limits.LEARNED and not seen.misread:
         says += f", and is right on {own:.3f} of the training samples only"

@@ -24,8 +24,11 @@ def temperature(seen: Seen, command: Command) -> Finding:
     if not isinstance(tau, int | float) or "logits" not in seen.needs():
         return Finding("temperature", "good", f"{seen.key} softens no answers of the teacher")
     t = seen.answers.get(("teacher", "train"))
-    if t is None or t.hard:
-        why = seen.faults.get("teacher") or seen.faults.get("task") or "it gives labels only"
+    if t is not None and t.hard:
+        says = "no verdict: the teacher gives labels only, which no temperature softens"
+        return Finding("temperature", "unknown", says)
+    if t is None:
+        why = seen.faults.get("teacher") or seen.faults.get("task") or "the teacher was not asked"
         return Finding("temperature", "unknown", f"not known: {why}")
     h = entropy(t.logits, tau)
     says = (
@@ -60,7 +63,8 @@ def soft_targets(seen: Seen) -> Finding:
         return Finding(name, "unknown", f"not known: {why}")
     if t.hard:
         says = "the teacher gives labels only, so that soft targets are labels"
-        return Finding(name, "watch", says, "take a method for such teachers: limbeck list")
+        advice = "let it give probabilities if it can: how sure it is, and of what else"
+        return Finding(name, "watch", says, advice)
     sure = float(t.logits.double().softmax(-1).amax(-1).mean())
     h = entropy(t.logits, limits.SOFT_TAU)
     says = (

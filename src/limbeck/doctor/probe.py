@@ -22,7 +22,7 @@ from limbeck.core.score import accuracy
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.core.teachers import Nobody
 from limbeck.doctor import limits
-from limbeck.errors import NonFinite
+from limbeck.errors import NonFinite, UsageError
 
 Row = Mapping[str, Any]
 _LONG = 15.0
@@ -122,6 +122,9 @@ def by_heart(task: Task, steps: int, seed: int, device: str | None) -> tuple[int
 
     It has twice the steps of a short fit, or more if it must (of slow models fewer), Adam at
     several rates and no penalty on its weights, so that the task's own settings are not what fails.
+
+    Raises:
+        UsageError: it takes too long to be known.
     """
     table = Table(task.set("train"))
     slow = steps < limits.STEPS
@@ -132,12 +135,20 @@ def by_heart(task: Task, steps: int, seed: int, device: str | None) -> tuple[int
     rows = table.rows(numbers, "by heart")
     few = Epochs({k: v for k, v in rows.columns.items() if k != "index"})
     best = 0.0
+    begun = time.perf_counter()
+
+    def on_time(stage: str, done: int) -> None:
+        if time.perf_counter() - begun > limits.HEART:
+            raise UsageError(
+                f"learning {m} samples by heart takes more than {limits.HEART:g} s here"
+            )
+
     for times, lr in tries:
         budget = Budget(
             steps=times * steps, batch=max(1, min(most // 2, m)), optimiser=Optimiser("adam", lr=lr)
         )
         bare = replace(task, teacher=None, taps={}, budget=budget)
-        run = Probing(bare, seed, device)
+        run = Probing(bare, seed, device, after_step=on_time)
         try:
             with run, globals_kept():
                 student = run.student(bare)

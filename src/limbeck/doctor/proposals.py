@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limbeck.core.untrained import Untrained
 from limbeck.doctor import limits
 from limbeck.doctor.seen import Seen
 from limbeck.doctor.words import again
@@ -33,7 +32,7 @@ def anew(seen: Seen, command: Command, changes: Mapping[str, Any]) -> tuple[str,
             kept = {"--teacher": f"{words[at]}@{seen.records.teacher}"}
             return again(words, {**kept, **changes}, without=("--pretrained", *other)), ""
         return again(words, changes, other), "; the teacher will be trained again with it"
-    if seen.task is not None and isinstance(seen.task.the_teacher(), Untrained):
+    if seen.trained_by_run:
         return again(words, changes, other), "; the teacher is trained with it, too"
     return again(words, changes, other), ""
 

@@ -107,7 +107,10 @@ def alone(task: Task, steps: int, seed: int, device: str | None) -> Alone:
             tries += [own / 100, own / 1000]
         if mine.drift < 1:  # what went further than its own size is not too slow
             tries += [own * 10, own * far, usual(optimiser), own * 100, own * 1000]
+        begun = time.perf_counter()
         for lr in tries:
+            if time.perf_counter() - begun > limits.GOAL:
+                break
             if lr <= top and all(max(lr, had) > 1.5 * min(lr, had) for had in end):
                 end[lr] = _on_labels(task, steps, seed, device, lr).end
     rates = Rates(own, own * far, start, end, mine.drift, usual(optimiser), top)

@@ -51,6 +51,7 @@ class Seen:
     alone: Alone | None = None
     heart: tuple[int, float] | None = None
     taps: list[Tapped] = field(default_factory=list)
+    trained_by_run: bool = False  # the run that is proposed trains the teacher, if none is kept
     inputs: Better | None = None
     scales: int = 0  # of the inputs that were tried beside the one given
     softmaxed: bool = False  # what is read as the teacher's logits are probabilities

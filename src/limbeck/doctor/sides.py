@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from limbeck.core.data import Batch, Table, reader_of
 from limbeck.core.evaluate import evaluating
 from limbeck.core.method import Clock
-from limbeck.core.rng import generator
 from limbeck.core.task import Task
 from limbeck.core.teacher import Setting
 from limbeck.core.views import Look, Side
@@ -24,12 +23,15 @@ from limbeck.errors import UsageError
 
 SideOf = Callable[[Batch], Side]
 _CLOCK = Clock(0, "doctor", 0, 1, 1)
-_CHUNK = 128
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits (N, C) and labels (N,) on the CPU; `hard` where the side gives labels only."""
+    """Logits (N, C) and labels (N,) on the CPU.
+
+    `hard` where the side gives labels only, be it as probabilities of 0 and 1.
+    """
 
     logits: Tensor
     y: Tensor
@@ -39,6 +41,17 @@ class Answers:
     def accuracy(self) -> float:
         """The share of samples whose first class is right."""
         return float((self.logits.argmax(-1) == self.y).double().mean())
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether a class is certain for each sample, and all others alike: a label as 1 and 0."""
+        z = self.logits
+        if z.shape[1] < 2 or not len(z):
+            return False
+        top = z.max(-1)
+        rest = z.masked_fill(F.one_hot(top.indices, z.shape[1]).bool(), -torch.inf).amax(-1)
+        low = z.min()
+        return bool((top.values == z.max()).all() and (rest == low).all() and z.max() - low > 20)
 
     @property
     def softmaxed(self) -> bool:
@@ -61,19 +74,14 @@ class Answers:
 
 
 def chunks(table: Table, most: int, device: torch.device) -> Iterator[Batch]:
-    """At most so many samples of a table, from all over it: data often lie class by class.
-
-    The order is always the same, so that the fewer are among the more.
-    """
-    order = torch.randperm(len(table), generator=generator(0, "doctor"))[:most]
-    for rows in torch.split(order, _CHUNK):
+    """At most so many samples of a table, from all over it, in batches."""
+    for rows in torch.split(table.some(most), _CHUNK):
         yield table.rows(rows, "in order").to(device)
 
 
 def few_of(table: Table, most: int) -> Table:
     """At most so many samples, read once and kept in memory."""
-    order = torch.randperm(len(table), generator=generator(0, "doctor"))[:most]
-    columns = table.rows(order, "in order").columns
+    columns = table.rows(table.some(most), "in order").columns
     return Table({k: v for k, v in columns.items() if k != "index"}, table.name)
 
 
@@ -128,7 +136,7 @@ def answers(
 ) -> Answers:
     """What a side answers on samples of a table, (N, C) whatever it gives.
 
-    A slow side is asked on fewer.
+    A slow side is asked on fewer: as many as there is time for, by its first batch.
 
     Raises:
         UsageError: it gives no answer over classes, or the samples have no class labels.
@@ -138,8 +146,9 @@ def answers(
     hard = False
     begun = time.perf_counter()
     for batch in chunks(table, most, device):
-        late = time.perf_counter() - begun > limits.PATIENCE
-        if late and sum(len(part) for part in labels) >= limits.FEWEST:
+        done = sum(len(part) for part in labels)
+        each = (time.perf_counter() - begun) / done if done else 0.0
+        if done >= limits.FEWEST and each * (done + len(batch)) > limits.PATIENCE:
             break
         y = batch.columns.get("y")
         if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
@@ -147,7 +156,8 @@ def answers(
         z, hard = _answer(side_of(batch), classes)
         logits.append(z.detach().float().cpu())
         labels.append(y.cpu().long())
-    return Answers(torch.cat(logits), torch.cat(labels), hard)
+    found = Answers(torch.cat(logits), torch.cat(labels), hard)
+    return replace(found, hard=hard or found.one_hot)
 
 
 def _answer(side: Side, classes: int) -> tuple[Tensor, bool]:

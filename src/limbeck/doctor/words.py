@@ -49,13 +49,17 @@ class Diagnosis:
         return asdict(self)
 
 
-def concluded(findings: Sequence[Finding], key: str, after: bool) -> Diagnosis:
+def concluded(
+    findings: Sequence[Finding], key: str, after: bool, *, first: str = "", ended: bool = True
+) -> Diagnosis:
     """The findings in order, with their verdict.
 
     Args:
         findings: in any order; among equals the order stays.
         key: the method.
         after: whether a run was looked at, and not a task before one.
+        first: what the verdict begins with, whatever is found.
+        ended: whether the run came to its end; one that did not is not called healthy.
     """
     ordered = tuple(sorted(findings, key=lambda f: ORDER.index(f.state)))
     failed = any(f.name == "run" and f.state == "bad" for f in ordered)
@@ -78,7 +82,10 @@ def concluded(findings: Sequence[Finding], key: str, after: bool) -> Diagnosis:
         verdict = f"healthy: {good} of {len(ordered)} questions have good answers for {what}"
     else:
         verdict = "nothing could be measured"
-    return Diagnosis(ordered, not (failed or bad or watch) and good > 0, verdict)
+    if not ended:
+        verdict = verdict.replace("healthy: ", "")
+    verdict = f"{first}; {verdict}" if first else verdict
+    return Diagnosis(ordered, ended and not (failed or bad or watch) and good > 0, verdict)
 
 
 def _count(n: int, noun: str) -> str:

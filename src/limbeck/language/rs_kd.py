@@ -30,9 +30,10 @@ CARD = Card(
     world="charlm",
     stages=("fit",),
     tiny={},
-    departs="A live teacher is drawn from anew in each epoch; a cache that was written with --kind "
-    "sampled holds one drawing for all, as in the paper. The weights of draws from p^u are not "
-    "brought to the sum 1, which keeps them unbiased for every u, unless `normalise` is set. The "
+    departs="A live teacher is drawn from anew in each epoch; a cache that was written with "
+    "--signal sampled holds one drawing for all, as in the paper. The weights of draws from p^u "
+    "are not brought to the sum 1, which keeps them unbiased for every u, unless `normalise` is "
+    "set. The "
     "paper's extra weight on hard tokens is reconstructed: 1 + (hard - 1) (1 - t(y)) with the "
     "target's share t(y) of the true token.",
 )
@@ -60,7 +61,7 @@ def target_of(kind: Estimate, t: Signal, ids: Tensor, k: int, mass: float) -> Sa
         top = TopK(found.indices, found.values, t.vocab)
     if kind == "tail":
         return top
-    p = top.logp.exp()
+    p, some = top.logp.exp(), top.ids.clamp_min(0)  # what is no entry has the probability 0
     if kind == "topk_norm":
         p = p / p.sum(-1, keepdim=True)
     if kind == "top_p":
@@ -69,8 +70,8 @@ def target_of(kind: Estimate, t: Signal, ids: Tensor, k: int, mass: float) -> Sa
         p = p * torch.zeros_like(p).scatter(-1, order, held)
     if kind == "gold":
         rest = (1 - p.sum(-1, keepdim=True)).clamp_min(0)
-        return Sampled(torch.cat([top.ids, ids[:, None]], -1), torch.cat([p, rest], -1), t.vocab)
-    return Sampled(top.ids, p, t.vocab)
+        return Sampled(torch.cat([some, ids[:, None]], -1), torch.cat([p, rest], -1), t.vocab)
+    return Sampled(some, p, t.vocab)
 
 
 def _best(t: TopK, k: int) -> TopK:
@@ -136,14 +137,14 @@ class RSKD(Objective):
             if isinstance(t, Sampled):
                 raise UsageError(
                     f"the teacher's cache holds draws, and estimate '{self.estimate}' needs its "
-                    "likeliest tokens; write one with --kind topk, or use estimate=sampled"
+                    "likeliest tokens; write one with --signal topk, or use estimate=sampled"
                 )
             return target_of(self.estimate, t, labels(batch.y), self.k, self.mass)
         if not is_whole(t):
             if not isinstance(t, Sampled):
                 raise UsageError(
-                    "the teacher's cache holds its likeliest tokens, from which no unbiased draws "
-                    "can be made; write one with --kind sampled, or use estimate=tail"
+                    "the teacher shows its likeliest tokens, from which no unbiased draws can be "
+                    "made; give estimate=tail, or a cache that was written with --signal sampled"
                 )
             return self._scaled(t)
         where = wanted(batch.y)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from limbeck.core.card import Card
 from limbeck.core.data import Batch
 from limbeck.core.method import Clock, Mean, Objective, number
-from limbeck.core.signals import Signal
+from limbeck.core.signals import Signal, TopK
 from limbeck.core.text.places import count, cross_entropy, wanted
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
@@ -145,7 +145,7 @@ class ULD(Objective):
 
         def found(part: slice) -> Tensor:
             with torch.no_grad():
-                p = t.at(part).log_p(self.t_tau).exp()
+                p = self._theirs(t.at(part))
             return distance(s.at(part).log_p(self.tau).exp(), p, self.top)
 
         n, size = s.shape[0], max(1, ENTRIES // max(s.vocab, t.vocab))
@@ -154,6 +154,19 @@ class ULD(Objective):
         parts = [slice(i, i + size) for i in range(0, n, size)]
         again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         return torch.cat([checkpoint(found, part, **again) for part in parts])
+
+    def _theirs(self, t: Signal) -> Tensor:
+        """The teacher's probabilities (N, V'), or those of its likeliest tokens (N, K)."""
+        if not isinstance(t, TopK):
+            return t.log_p(self.t_tau).exp()
+        most = int((t.ids >= 0).sum(-1).min())
+        if not 0 < self.top <= most or self.t_tau != t.tau:
+            raise UsageError(
+                f"the teacher shows its {most} likeliest tokens at temperature {t.tau:g}, and uld "
+                f"was asked for top={self.top} (0: all) at t_tau={self.t_tau:g}; give "
+                f"top={most} and t_tau={t.tau:g}"
+            )
+        return t.logp.exp()
 
 
 def _within(where: Tensor, signal: Signal, side: str) -> Tensor:

@@ -45,7 +45,7 @@ def lines_of(runs: Sequence[Metrics], most: int = 60) -> tuple[list[Line], list[
 
     Args:
         runs: the same run with several seeds.
-        most: points of a stage's line; neighbours are averaged.
+        most: points of a stage's line; neighbours are averaged, but the last row stands alone.
 
     Returns:
         The lines, and the stages with the step at which each ends.
@@ -67,11 +67,15 @@ def lines_of(runs: Sequence[Metrics], most: int = 60) -> tuple[list[Line], list[
 
 
 def _thinned(values: Mapping[int, Sequence[float]], begin: int, most: int) -> list[Point]:
-    """The mean over seeds with the lowest and the highest, neighbouring steps averaged."""
+    """The mean over seeds with the lowest and the highest, neighbouring steps averaged.
+
+    The last row is a point of its own: a curve ends at the last value.
+    """
     rows = [(begin + s, statistics.fmean(v), min(v), max(v)) for s, v in sorted(values.items())]
-    size = -(-len(rows) // most)
+    size = max(1, -(-(len(rows) - 1) // (most - 1)))
     out: list[Point] = []
-    for i in range(0, len(rows), size):
-        x, middle, low, high = map(statistics.fmean, zip(*rows[i : i + size], strict=True))
+    for i in range(0, len(rows) - 1, size):
+        some = rows[i : min(i + size, len(rows) - 1)]
+        x, middle, low, high = map(statistics.fmean, zip(*some, strict=True))
         out.append((x, middle, low, high))
-    return out
+    return [*out, rows[-1]]

@@ -124,6 +124,11 @@ def read_run(folder: Path) -> Told:
 
 def _seed(folder: Path) -> Seed:
     run = _read(folder / "run.json")
+    if "method" not in run and isinstance(run.get("request"), dict):
+        raise UsageError(
+            f"the run in {folder} was stopped before its first step; go on with: limbeck resume "
+            f"{folder}"
+        )
     if "method" not in run:
         raise UsageError(f"{folder / 'run.json'} is not of a run of limbeck: it names no method")
     if not (folder / "result.json").exists():

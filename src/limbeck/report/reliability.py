@@ -14,10 +14,13 @@ Bins = Sequence[Sequence[float]]
 """For each bin that holds samples: mean confidence, accuracy, count."""
 
 BINS = 15
-FEW = 10
-"""Samples below which a bin says too little for the line to go there."""
 _SIDE, _LEFT, _TOP, _FOOT = 260, 44, 12, 44
-_LOOK = {"teacher": ("c1", "6 3"), "student": ("c0", "none"), "baseline": ("grey", "2 3")}
+_LOOK = {
+    "teacher": 'class="c1" fill="none" stroke-width="1.75"',
+    "student": 'class="c0" fill="var(--c)" fill-opacity=".3"',
+    "baseline": 'class="grey" fill="none" stroke-width="1.5" stroke-dasharray="2.5 1.5"',
+}
+"""Told apart by form as well: a ring, a disc, a dotted ring."""
 
 
 def pooled(seeds: Sequence[Bins]) -> list[list[float]]:
@@ -33,14 +36,9 @@ def pooled(seeds: Sequence[Bins]) -> list[list[float]]:
 
 
 def sample(side: str) -> Html:
-    """The line and dot of a side, for a key."""
-    colour, dashes = _LOOK[side]
-    return Html(
-        '<svg width="28" height="14" aria-hidden="true">'
-        f'<line class="line {colour}" stroke="var(--c)" stroke-dasharray="{dashes}" x1="0" x2="28" '
-        f'y1="7" y2="7"/><circle class="{colour}" fill="var(--c)" fill-opacity=".3" '
-        'stroke="var(--c)" cx="14" cy="7" r="5"/></svg>'
-    )
+    """The dot of a side, for a key."""
+    dot = f'<circle {_LOOK[side]} stroke="var(--c)" cx="7" cy="7" r="5"/>'
+    return Html(f'<svg width="14" height="14" aria-hidden="true">{dot}</svg>')
 
 
 def reliability(sides: Mapping[str, Bins], desc: str) -> Html:
@@ -66,18 +64,12 @@ def reliability(sides: Mapping[str, Bins], desc: str) -> Html:
     out.append(f'<line class="mark" {ends}/>')
     out.append(label(f"{_LEFT + _SIDE}", foot + 36, "confidence", "soft", "end"))
     for side, bins in sides.items():
-        colour, dashes = _LOOK[side]
         total = sum(n for *_, n in bins) or 1
-        joined = " ".join("{:.1f},{:.1f}".format(*place(c, a)) for c, a, n in bins if n >= FEW)
-        out.append(
-            f'<polyline class="line {colour}" stroke="var(--c)" stroke-dasharray="{dashes}" '
-            f'points="{joined}"/>'
-        )
         for confidence, accuracy, n in bins:
             x, y = place(confidence, accuracy)
             out.append(
-                f'<circle class="{colour}" fill="var(--c)" fill-opacity=".3" stroke="var(--c)" '
-                f'cx="{x:.1f}" cy="{y:.1f}" r="{1.5 + 9 * math.sqrt(n / total):.1f}"/>'
+                f'<circle {_LOOK[side]} stroke="var(--c)" '
+                f'cx="{x:.1f}" cy="{y:.1f}" r="{2 + 9 * math.sqrt(n / total):.1f}"/>'
             )
     size = f'viewBox="0 0 {_LEFT + _SIDE + 12} {foot + _FOOT}" width="100%" class="square"'
     return svg("Accuracy over confidence", desc, size, out)

@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.report.page import Html, note, section, table, text
 from limbeck.report.reading import Told
-from limbeck.report.words import number, percent
+from limbeck.report.words import bytes_of, number, percent
 
 __all__ = ["prediction", "written"]
 
@@ -38,6 +38,13 @@ def _rows(told: Told) -> Iterator[tuple[str, list[str]]]:
     yield "ROUGE-L of what it writes", [_with_error(told, "sides", s, "rouge_l") for s in SIDES]
     speeds = [told.mean("sides", side, "tokens_per_second") for side in SIDES]
     yield "tokens written in a second", ["" if v is None else f"{v:,.0f}" for v in speeds]
+    texts = len(told.first.at("written") or ())
+    for key, name in (
+        ("bytes", "memory of its weights"),
+        ("cache_bytes", f"memory of its cache, writing {texts} texts at once"),
+    ):
+        sizes = [told.mean("sides", side, key) for side in SIDES]
+        yield name, ["" if size is None else bytes_of(size) for size in sizes]
 
 
 def _with_error(told: Told, *path: str) -> str:

@@ -44,8 +44,8 @@ def appraise(
 ) -> dict[str, Any]:
     """Measure a student beside its teacher, and beside the same student taught by nobody.
 
-    Each side sees the judged set once, and at most 2000 training samples. Without classes
-    (real-valued labels, dense outputs) there are scores and costs only.
+    Each side sees the judged set once, and at most 2000 training samples, drawn from all of them.
+    Without classes (real-valued labels, dense outputs) there are scores and costs only.
 
     Args:
         task: with its trained teacher.
@@ -69,7 +69,7 @@ def appraise(
     if task.score.each is not None:  # of places of a text, which are too many to keep
         models |= {} if before is None else {"before": before}
         return {key: finite(value) for key, value in text.appraise(task, models, device).items()}
-    y, answers, silent = _ask(task, models, table, len(table), device)
+    y, answers, silent = _ask(task, models, table, torch.arange(len(table)), device)
     told: dict[str, Any] = {
         "set": task.judged,
         "samples": len(table),
@@ -98,9 +98,9 @@ def appraise(
 
 
 def _ask(
-    task: Task, models: Mapping[str, nn.Module], table: Table, most: int, device: torch.device
+    task: Task, models: Mapping[str, nn.Module], table: Table, rows: Tensor, device: torch.device
 ) -> tuple[Tensor | None, Answers, dict[str, str]]:
-    """Labels and answers to the first `most` samples, and why a side that gave none did not."""
+    """Labels and answers to samples by number, and why a side that gave none did not."""
     silent: dict[str, str] = {}
     reader = reader_of(task.readers, "student")
 
@@ -123,8 +123,8 @@ def _ask(
             asks["teacher"] = lambda batch: _answer(live.side(batch, _CLOCK))
         labels: list[Tensor] = []
         got: dict[str, list[Tensor]] = {name: [] for name in asks}
-        for i in range(0, most, _CHUNK):
-            batch = table.rows(torch.arange(i, min(i + _CHUNK, most)), "in order").to(device)
+        for numbers in torch.split(rows, _CHUNK):
+            batch = table.rows(numbers, "in order").to(device)
             if "y" in batch:
                 labels.append(torch.as_tensor(batch.columns["y"]).cpu())
             for name in list(got):
@@ -238,12 +238,12 @@ def _add_costs(
 def _train(
     task: Task, models: Mapping[str, nn.Module], device: torch.device
 ) -> dict[str, Any] | None:
-    """Scores on the first training samples, where these have labels."""
+    """Scores on training samples from all over the set, where these have labels."""
     if task.train is None:
         return None
     table = Table(task.train, "train")
-    most = min(TRAIN, len(table))
-    y, answers, _ = _ask(task, models, table, most, device)
+    rows = table.some(TRAIN)
+    y, answers, _ = _ask(task, models, table, rows, device)
     like = answers.get("student")
     scores = {name: _score(task.score, z, y, like) for name, z in answers.items()}
-    return None if y is None else {"samples": most, **scores}
+    return None if y is None else {"samples": len(rows), **scores}

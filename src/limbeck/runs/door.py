@@ -73,6 +73,8 @@ def run(
         for note in task.notes:
             shown.say(note)
         task = teaching.taught(active, task)
+        if doubt := teaching.doubt(task, active.device):
+            shown.say(doubt)
         task = teaching.cached(task, cache)
         result: Result = chosen.run(task)
         trained = active.finished("baseline")  # by an earlier call, whose result is kept

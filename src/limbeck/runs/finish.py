@@ -36,8 +36,11 @@ def finish(
     """
     facts: dict[str, Any] = {k: told[k] for k in ("method", "fields", "world", "seed")}
     teacher = task.the_teacher()
-    if isinstance(teacher, Cached) and teacher.module is not None:  # it knows only `train`
-        task = replace(task, teacher=Frozen(teacher.module))
+    if isinstance(teacher, Cached):  # it knows only `train`
+        if teacher.module is not None:
+            task = replace(task, teacher=Frozen(teacher.module))
+        elif teacher.box is not None:
+            task = replace(task, teacher=teacher.box)
     judged = result.model is not None and task.set_or_none(task.judged) is not None
     if result.model is not None and judged:
         facts |= _scores(run, task, result.model, baseline)
@@ -92,6 +95,11 @@ def _write(
     client: Any = getattr(task.the_teacher(), "ask", None)
     if hasattr(client, "asked"):
         result.facts["requests"] = client.asked
+    if untold := getattr(client, "untold", 0):
+        run.progress.say(
+            f"{untold:,} of {client.entries:,} tokens that the teacher's server named cannot be "
+            "told from their texts; they count to the tail"
+        )
     if task.split:
         rows = json.dumps(dict(task.split), separators=(",", ":"))
         write_atomic(folder / "split.json", rows.encode())

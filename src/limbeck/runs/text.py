@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from limbeck.core.data import Batch, Table, reader_of
 from limbeck.core.evaluate import evaluating
-from limbeck.core.losses.divergences import Divergence
 from limbeck.core.method import Clock
-from limbeck.core.signals import Signal, is_whole
+from limbeck.core.signals import Signal, TopK, is_whole
 from limbeck.core.task import Task
 from limbeck.core.teacher import Setting
 from limbeck.core.text.facts import Text
@@ -25,6 +24,7 @@ from limbeck.core.text.seq2seq import is_pair
 from limbeck.core.views import Side, entries_of, shown
 from limbeck.errors import Missing, UsageError
 from limbeck.runs.measures import BINS
+from limbeck.runs.seen import apart, seen
 from limbeck.runs.tally import Tally
 
 __all__ = ["appraise"]
@@ -34,7 +34,6 @@ TOKENS = 20_000
 PROMPTS, NEW = 8, 32
 _ROWS, _PLACES = 8, 256  # samples, and places of them, that are looked at together
 _CLOCK = Clock(0, "appraisal", 0, 1, 1)
-_KL = Divergence("forward_kl")
 
 
 def appraise(task: Task, models: Mapping[str, nn.Module], device: torch.device) -> dict[str, Any]:
@@ -50,12 +49,13 @@ def appraise(task: Task, models: Mapping[str, nn.Module], device: torch.device) 
         `sides`: of each `nll` in nats a token with `nll_se` over texts, `perplexity`, `top1` (the
         next token is the likeliest), `entropy`, `ece` and `reliability` over tokens,
         `bits_per_byte` where bytes are known, `parameters`, `bytes`, `tokens_per_second` of greedy
-        writing with its cache, and `rouge_l` of what it wrote against the text; `agreement` with
+        writing with its cache, `cache_bytes` of that at its largest, for so many texts as
+        `written` holds, and `rouge_l` of what it wrote against the text; `agreement` with
         the teacher (`top1`, `kl` = mean KL(teacher || side), `kl_se`); `written`: what the sides
         wrote to some prompts.
     """
     table = Table(task.set(task.judged), task.judged)
-    tallies, tokens, samples = _tallied(task, models, table, device)
+    tallies, tokens, samples, silent = _tallied(task, models, table, device)
     compared = "teacher" in tallies
     told: dict[str, Any] = {
         "kind": "text",
@@ -67,6 +67,8 @@ def appraise(task: Task, models: Mapping[str, nn.Module], device: torch.device) 
         "sides": {},
         "agreement": {},
     }
+    if silent:
+        told["silent"] = silent
     with_bytes = "bytes" in table.rows(torch.zeros(1, dtype=torch.int64))
     for name, tally in tallies.items():
         side = tally.numbers(compared and name != "teacher", with_bytes)
@@ -90,8 +92,9 @@ def appraise(task: Task, models: Mapping[str, nn.Module], device: torch.device) 
 
 def _tallied(
     task: Task, models: Mapping[str, nn.Module], table: Table, device: torch.device
-) -> tuple[dict[str, Tally], int, int]:
-    """What each side makes of the tokens; who shows no whole distribution is left out."""
+) -> tuple[dict[str, Tally], int, int, str]:
+    """What each side makes of the tokens, and why the teacher was left out, if it was."""
+    side, silent = None, ""
     reader, tokens, samples = reader_of(task.readers, "student"), 0, 0
     tallies = {name: Tally() for name in models}
     teacher = _live(task, device)
@@ -109,18 +112,20 @@ def _tallied(
                         entries = entries_of(shown(model, batch.columns["x"], reader))
                         signals[name] = entries["signal"]
                 if "teacher" in tallies:
-                    signal = _signal(teacher.side(batch, _CLOCK))
-                    if signal is None or signal.shape[0] != len(batch):
+                    side = teacher.side(batch, _CLOCK)
+                    signal = _signal(side)
+                    if isinstance(signal, str) or signal.shape[0] != len(batch):
+                        silent = signal if isinstance(signal, str) else ""
                         tallies.pop("teacher")
                     else:
                         signals["teacher"] = signal
-                _count(tallies, signals, batch)
+                _count(tallies, signals, batch, side)
             tokens += int(wanted(batch.y).sum())
             samples += len(batch)
     finally:
         if teacher is not None:
             teacher.close()
-    return tallies, tokens, samples
+    return tallies, tokens, samples, silent
 
 
 def _live(task: Task, device: torch.device) -> Any:
@@ -136,16 +141,32 @@ def _live(task: Task, device: torch.device) -> Any:
         return None
 
 
-def _signal(side: Side) -> Signal | None:
+def _signal(side: Side) -> Signal | str:
+    """What a teacher shows, if it can be measured; else why it cannot."""
     try:
         found: Signal = side.signal
-    except (Missing, UsageError):  # nobody, text only, a cache of other samples
+    except (Missing, UsageError) as error:  # nobody, text only, a cache of other samples
+        return str(error)
+    if is_whole(found) or (isinstance(found, TopK) and "truth" in dir(side)):
+        return found
+    return f"it shows {found}, without the text's own tokens"
+
+
+def _truth(side: Side | None, batch: Batch) -> Tensor | None:
+    """The log-probabilities (N,) of the text's own tokens, where a teacher tells them beside."""
+    if side is None or "truth" not in dir(side):
         return None
-    return found if is_whole(found) else None
+    found: Tensor = side.truth
+    return found[wanted(batch.y)[:, : found.shape[1]]]
 
 
-def _count(tallies: dict[str, Tally], signals: dict[str, Signal], batch: Batch) -> None:
-    """Add a batch to the tallies, some places at a time."""
+def _count(
+    tallies: dict[str, Tally], signals: dict[str, Signal], batch: Batch, side: Side | None
+) -> None:
+    """Add a batch to the tallies, some places at a time.
+
+    A teacher that shows its likeliest tokens is compared over these and the rest as one outcome.
+    """
     y = batch.y
     where = wanted(y)
     row = where.nonzero()[:, 0].cpu()
@@ -153,24 +174,25 @@ def _count(tallies: dict[str, Tally], signals: dict[str, Signal], batch: Batch) 
     sizes = batch.columns.get("bytes", torch.zeros(len(y))).tolist()
     sums = {name: torch.zeros(len(y), 6, dtype=torch.float64) for name in tallies}
     flat = {name: signals[name].at(told(y, signals[name])) for name in tallies}
+    truth = _truth(side, batch)
     for part in _parts(len(ids)):
-        logs = {name: signal.at(part).log_p() for name, signal in flat.items()}
-        theirs = logs.get("teacher")
-        for name, lp in logs.items():
-            best = lp.max(-1)
-            right = (best.indices == ids[part]).double().cpu()
+        own = None if truth is None else truth[part]
+        sides = {name: seen(signal.at(part), ids[part], own) for name, signal in flat.items()}
+        theirs = sides.get("teacher")
+        for name, each in sides.items():
+            right = (each.likeliest == ids[part]).double().cpu()
             stats = torch.zeros(len(right), 6, dtype=torch.float64)
-            stats[:, 0] = -lp.gather(-1, ids[part][:, None])[:, 0].double().cpu()
+            stats[:, 0] = -each.own.double().cpu()
             stats[:, 1], stats[:, 2] = right, 1
             if theirs is not None and name != "teacher":
-                stats[:, 4] = _KL(lp, theirs).double().cpu()
-                stats[:, 5] = (best.indices == theirs.argmax(-1)).double().cpu()
+                stats[:, 4] = apart(each, theirs).double().cpu()
+                stats[:, 5] = (each.likeliest == theirs.likeliest).double().cpu()
             sums[name].index_add_(0, row[part], stats)
-            sure = best.values.exp().double().cpu()
+            sure = each.best.exp().double().cpu()
             place = (sure * BINS).ceil().long().clamp(1, BINS) - 1
             one = torch.stack([sure, right, torch.ones_like(sure)], 1)
             tallies[name].bins.index_add_(0, place, one)
-            tallies[name].entropy -= float((lp.exp() * lp.clamp_min(-1e30)).sum())
+            tallies[name].entropy += each.entropy
     for name, tally in tallies.items():
         sums[name][:, 3] = torch.tensor(sizes, dtype=torch.float64)
         tally.rows += [r for r in sums[name].tolist() if r[2]]
@@ -201,8 +223,14 @@ def _written(
         with evaluating(model):
             written = _greedy(text, model, ids, mask, new, is_pair(batch))
         took = time.perf_counter() - began
+<<<<<<< HEAD
         sides[name]["tokens_per_second"] = sum(map(len, written)) / took
         said = [_words(text, row) for row in written]
+=======
+        sides[name]["tokens_per_second"] = int(written.valid.sum()) / took
+        sides[name]["cache_bytes"] = written.cache
+        said = [_words(text, row[row >= 0]) for row in written.y]
+>>>>>>> main
         for k, each in enumerate(said):
             out[k][name] = each
         near = mean_rouge_l([each["text"] for each in out], said)

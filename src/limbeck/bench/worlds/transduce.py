@@ -66,7 +66,7 @@ def task(
         valid=sets["valid"],
         test=sets["test"],
         score=nll,
-        budget=rate(24, 1e-2, 16) if tiny else rate(1000, 5e-3),
+        budget=rate(24, 1e-2, 16) if tiny else rate(1500, 3.5e-3),
         data={
             "text": Text(vocab, LENGTH, (EOS,), PAD, Words(VOCABULARY)),
             "bleu": Bleu(tuple(rows["test"])),

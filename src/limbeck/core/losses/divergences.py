@@ -175,7 +175,7 @@ def rows(how: Divergence, s: Signal, t: Signal, tau: float = 1.0) -> Tensor:
     if isinstance(t, Sampled):
         return -(t.weights * lq.gather(-1, t.ids)).sum(-1)
     if isinstance(t, TopK):
-        lq = lq.gather(-1, t.ids)
+        lq = t.of(lq)
         return how(torch.cat([lq, log_rest(lq)], -1), t.log_outcomes())
     return how(lq, t.log_p(tau).detach())
 

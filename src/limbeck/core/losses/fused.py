@@ -178,7 +178,7 @@ def _sparse(
     how: Any, t: Sampled | TopK, lq: Tensor, q: Tensor, grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Few entries of the teacher: the definition's own gradient in them, brought to the logits."""
-    few = lq.gather(-1, t.ids)
+    few = lq.gather(-1, t.ids) if isinstance(t, Sampled) else t.of(lq)
     if isinstance(t, Sampled):
         value, u = -(t.weights * few).sum(-1), -t.weights.to(few.dtype)
     else:
@@ -190,7 +190,7 @@ def _sparse(
     if not grad:
         return value, None
     dz = q.mul_(-u.sum(-1, keepdim=True))
-    return value, dz.scatter_add_(-1, t.ids, u)
+    return value, dz.scatter_add_(-1, t.ids.clamp_min(0), u)  # where there is no entry u is 0
 
 
 # --- closed forms: (a, log q, log p, q, p), all to be overwritten -> (D of each row, dD / dz) -----

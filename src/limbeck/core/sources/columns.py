@@ -16,6 +16,7 @@ __all__ = ["Sheet", "complete", "features", "read"]
 
 MISSING = frozenset({"", "?", "n/a", "na", "nan", "null"})
 TARGETS = frozenset({"class", "label", "labels", "target", "y"})
+_LARGEST = float(np.finfo(np.float32).max)  # inputs are float32
 VALUES = 20
 """A text column with more different values than this is not made into one-hot columns."""
 
@@ -43,7 +44,7 @@ class Sheet:
             called = [name for name in self.cells if name.strip().lower() in TARGETS]
             return called[0] if len(called) == 1 else list(self.cells)[-1]
         if asked not in self.cells:
-            near = nearest(asked, self.cells)
+            near = nearest(asked, [list(self.cells)[-1], *self.cells])  # mostly it is the last
             raise Missing(f"{self.file} has no column '{asked}' for the target{near}")
         return asked
 
@@ -190,10 +191,16 @@ def _numbers(sheet: Sheet, name: str) -> NDArray[np.float32] | None:
     cells = sheet.cells[name]
     try:
         whole = np.array(cells, dtype=np.float64)
-        if np.isfinite(whole).all():
-            return whole.astype(np.float32)
     except ValueError:
-        pass
+        whole = np.array([np.nan])
+    if np.isfinite(whole).all():
+        if (large := np.abs(whole) > _LARGEST).any():
+            row = int(large.argmax())
+            raise UsageError(
+                f"{sheet.file}, {sheet.place(row)}: column '{name}' holds '{cells[row]}', more "
+                "than a float32 can; scale the column, or leave that row or column out"
+            )
+        return whole.astype(np.float32)
     odd = [row for row, cell in enumerate(cells) if _number(cell) is None]
     if len(odd) > len(cells) // 2:
         return None

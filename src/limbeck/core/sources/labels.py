@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,12 @@ FEW = 20
 """As many different labels as this are never too many."""
 
 
-def numbered(given: Any, what: str, known: Sequence[str] | None = None) -> tuple[Tensor, list[str]]:
+def numbered(
+    given: Any,
+    what: str,
+    known: Sequence[str] | None = None,
+    place: Callable[[int], str] = "sample {}".format,
+) -> tuple[Tensor, list[str]]:
     """Class numbers of labels.
 
     Whole numbers that begin at 0, without many gaps, stand as they are. All else is numbered in its
@@ -28,6 +33,7 @@ def numbered(given: Any, what: str, known: Sequence[str] | None = None) -> tuple
         given: (N,) numbers (an array or tensor) or texts (an array or list).
         what: where they come from, for a sentence.
         known: names of the classes, of the data that came before; None for the first.
+        place: says where sample i stands.
 
     Returns:
         Class numbers (N,), int64, and the names of the classes.
@@ -49,7 +55,7 @@ def numbered(given: Any, what: str, known: Sequence[str] | None = None) -> tuple
     else:
         if not np.isfinite(numbers).all():
             row = int((~np.isfinite(numbers)).argmax())
-            raise UsageError(f"the labels of {what} lack a value (the first in sample {row})")
+            raise UsageError(f"the labels of {what} lack a value (the first in {place(row)})")
         texts = [_text(value) for value in numbers.tolist()]
         unique = np.unique(numbers)
         different = [_text(value) for value in unique.tolist()]
@@ -59,7 +65,7 @@ def numbered(given: Any, what: str, known: Sequence[str] | None = None) -> tuple
     if known is None:
         _few(len(different), len(texts), fractions, what)
     names = names if known is None else list(known)
-    return _places(texts, names, what), names
+    return _places(texts, names, what, place), names
 
 
 def _as_numbers(texts: NDArray[Any]) -> NDArray[Any] | None:
@@ -90,12 +96,15 @@ def _few(different: int, samples: int, fractions: bool, what: str) -> None:
         )
 
 
-def _places(texts: list[str], names: Sequence[str], what: str) -> Tensor:
+def _places(
+    texts: list[str], names: Sequence[str], what: str, place: Callable[[int], str]
+) -> Tensor:
     order = {name: i for i, name in enumerate(names)}
-    for text in texts:
+    for i, text in enumerate(texts):
         if text not in order:
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise UsageError(
-                f"{what} has the class '{text}', which the training data lack; theirs are: {shown}"
+                f"{what} has the class '{text}' in {place(i)}, which the training data lack; "
+                f"theirs are: {shown}"
             )
     return torch.tensor([order[text] for text in texts], dtype=torch.int64)

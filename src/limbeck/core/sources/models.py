@@ -17,11 +17,13 @@ from torch.nn.parameter import is_lazy
 from limbeck.core import checkpoints
 from limbeck.core.files import read_json
 from limbeck.core.sources import own
+from limbeck.core.sources.classes import names_of
 from limbeck.core.sources.specs import Model, model_of
 from limbeck.errors import Missing, UsageError
 
-__all__ = ["Build", "Made", "from_file", "from_run", "inputs_of", "load_weights"]
+__all__ = ["Build", "Made", "from_file", "from_run", "inputs_of", "load_weights", "meta_of"]
 
+Shape = tuple[int, ...]
 Build = Callable[[str, int | None], nn.Module]
 """Makes the module that words name, for a number of classes (None: the model's own)."""
 
@@ -62,7 +64,7 @@ def from_file(model: Model, classes: int | None) -> Made:
     value = own.value_of(model.name)
     file = model.name.rpartition(":")[0]
     if isinstance(value, nn.Module):
-        return Made(_weighted(lambda: copy.deepcopy(value), model), True, model.short)
+        return Made(_weighted(lambda: copy.deepcopy(value), model, None), True, model.short)
     if not callable(value):
         raise UsageError(
             f"{model.name} is a {type(value).__name__}; name a torch module, or a function or "
@@ -81,7 +83,7 @@ def from_file(model: Model, classes: int | None) -> Made:
 
     trained = model.weights is not None or not isinstance(value, type)
     usual = (lambda: called({})) if free and model.weights is None else None
-    return Made(_weighted(lambda: called(given), model), trained, model.short, usual)
+    return Made(_weighted(lambda: called(given), model, classes), trained, model.short, usual)
 
 
 def _arguments(value: Any, model: Model, classes: int | None) -> tuple[dict[str, Any], bool]:
@@ -108,7 +110,9 @@ def _arguments(value: Any, model: Model, classes: int | None) -> tuple[dict[str,
     return {"classes": classes}, not needed
 
 
-def _weighted(make: Callable[[], nn.Module], model: Model) -> Callable[[], nn.Module]:
+def _weighted(
+    make: Callable[[], nn.Module], model: Model, classes: int | None
+) -> Callable[[], nn.Module]:
     """The same with the weights that the words name, if they do."""
     if model.weights is None:
         return make
@@ -116,16 +120,22 @@ def _weighted(make: Callable[[], nn.Module], model: Model) -> Callable[[], nn.Mo
 
     def made() -> nn.Module:
         module = make()
-        load_weights(module, file)
+        load_weights(module, file, classes)
         return module
 
     return made
 
 
-def load_weights(module: nn.Module, file: str | Path) -> None:
+def load_weights(module: nn.Module, file: str | Path, classes: int | None = None) -> None:
     """Load a module's state from a safetensors file, in place.
 
     It may be limbeck's own or another's; a tied tensor may stand in it under one of its names.
+
+    Args:
+        module: that gets the weights.
+        file: with them.
+        classes: of the data, where the module was made for them; weights for another number are
+            told apart from those of another model.
 
     Raises:
         Missing: there is no such file.
@@ -135,12 +145,19 @@ def load_weights(module: nn.Module, file: str | Path) -> None:
     there = _tensors(Path(file))
     state = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     what = f"the weights {file} do not fit {type(module).__name__}"
-    for name, tensor in there.items():
-        if name in state and not is_lazy(state[name]) and state[name].shape != tensor.shape:
+    unlike = {
+        name: (tuple(tensor.shape), tuple(state[name].shape))
+        for name, tensor in there.items()
+        if name in state and not is_lazy(state[name]) and state[name].shape != tensor.shape
+    }
+    if unlike:
+        if count := _classes_in(list(unlike.values()), classes):
             raise UsageError(
-                f"{what}: '{name}' is {tuple(tensor.shape)} in the file and "
-                f"{tuple(state[name].shape)} in the model"
+                f"{file} has {count} classes, the data have {classes}; give weights for {classes} "
+                f"classes, or leave '@{Path(file).name}' out"
             )
+        name, (a, b) = next(iter(unlike.items()))
+        raise UsageError(f"{what}: '{name}' is {a} in the file and {b} in the model")
     odd = module.load_state_dict(there, strict=False)
     state = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     held = {_place(state[name]) for name in there if name in state}
@@ -151,15 +168,26 @@ def load_weights(module: nn.Module, file: str | Path) -> None:
         raise UsageError(f"{what}: {', and '.join(told)}")
 
 
+def _classes_in(unlike: list[tuple[Shape, Shape]], classes: int | None) -> int | None:
+    """The classes of a file of weights, from shapes there and in a model that differ in them."""
+    heads = {a[0] if a[:1] and b == (classes, *a[1:]) else None for a, b in unlike}
+    return heads.pop() if len(heads) == 1 else None
+
+
 def inputs_of(file: str | Path) -> dict[str, Any]:
     """What limbeck wrote beside a model's weights of its inputs; empty for others' files."""
+    inputs = meta_of(file).get("inputs")
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def meta_of(file: str | Path) -> dict[str, Any]:
+    """What limbeck wrote beside a model's weights; empty for others' files."""
     try:
         with safe_open(file, "pt") as opened:
             told = json.loads((opened.metadata() or {}).get("limbeck", "{}")).get("meta") or {}
     except (SafetensorError, OSError, ValueError, AttributeError):
         return {}  # whoever loads the weights says so
-    inputs = told.get("inputs") if isinstance(told, dict) else None
-    return inputs if isinstance(inputs, dict) else {}
+    return told if isinstance(told, dict) else {}
 
 
 def _place(tensor: Tensor) -> Any:
@@ -220,7 +248,7 @@ def from_run(model: Model, build: Build | None = None) -> Made:
             f"the run in {folder} was not begun with --student, so it does not say how its student "
             f"is made; give the model as FILE.py:NAME@{weights}"
         )
-    classes = _classes_of(folder)
+    classes = len(names_of(folder)) or None
 
     def make() -> nn.Module:
         module = (build or _plain_build)(words, classes)
@@ -228,22 +256,6 @@ def from_run(model: Model, build: Build | None = None) -> Made:
         return module
 
     return Made(make, True, model.short)
-
-
-def _classes_of(folder: Path) -> int | None:
-    """How many classes a run's data have, where its files say it."""
-    for file, path in (
-        ("run.json", ("about", "names")),
-        ("result.json", ("about", "names")),
-        ("appraisal.json", ("classes",)),
-    ):
-        if (folder / file).exists():
-            value: Any = read_json(folder / file)
-            for key in path:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if isinstance(value, list) and value:
-                return len(value)
-    return None
 
 
 def _plain_build(words: str, classes: int | None) -> nn.Module:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.sources.specs import data_of
 from limbeck.core.sources.split import hold_out, split
 from limbeck.core.sources.tables import Loaded
 from limbeck.errors import UsageError
 
-__all__ = ["LISTED", "Sets", "Standardise", "parts"]
+__all__ = ["LISTED", "Sets", "Standardise", "parts", "told"]
 
 Sets = dict[str, tuple[Tensor, Tensor]]
 HELD_OUT = 0.15
@@ -45,6 +49,17 @@ class Standardise(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.mean)} columns"
+
+
+def told(data: Any) -> str:
+    """What the data were, without the folders of a path: whoever gets the student reads it."""
+    if not isinstance(data, str | Path):
+        return type(data).__name__
+    found = data_of(str(data))
+    place = Path(found.name)
+    if found.kind == "sklearn" or (found.kind == "hf" and not place.is_dir()):
+        return found.text
+    return ("hf:" if found.kind == "hf" else "") + place.resolve().name
 
 
 def parts(whole: Loaded, apart: Loaded | None) -> tuple[Sets, str | None, dict[str, list[int]]]:

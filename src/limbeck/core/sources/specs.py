@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
+from limbeck.core.sources.addresses import KEY, OPENAI_KEY, check_address, check_query
 from limbeck.errors import Missing, UsageError, nearest
 
 __all__ = [
     "KEY",
+    "OPENAI_KEY",
     "ROOMS",
     "Data",
     "Model",
@@ -22,9 +23,6 @@ __all__ = [
     "room_of",
 ]
 
-KEY = "LIMBECK_API_KEY"
-"""The environment variable whose value is sent to a served teacher as a bearer token."""
-
 ROOMS = ("vision", "language", "plain")
 """The rooms that make tasks; `plain` is for modules on tensors and tables."""
 
@@ -33,7 +31,6 @@ MAKERS = ("truncate", "width", "config")  # of a student from its teacher, a lan
 TABLES = (".csv", ".tsv", ".npz", ".safetensors", ".parquet")
 TEXTS = (".jsonl", ".json", ".txt")
 
-_SECRET = ("key", "token", "secret", "password", "auth")
 _HOST = re.compile(r"[\w.-]+:\d+(/\S*)?")
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][\w.]*)")
 _MODEL = "timm:NAME, torchvision:NAME, hf:ID, FILE.py:NAME, a run's folder"
@@ -44,20 +41,26 @@ class Model:
     """A model in words.
 
     `kind` says where it comes from ("made": of its teacher), `name` which it is there ("resnet18";
-    of a file's model its path and name), `weights` is a safetensors file for it.
+    of a file's model its path and name), `weights` is a safetensors file for it. Of one behind an
+    OpenAI-compatible server `name` is the address, `model` what it is called there (or empty) and
+    `tokenizer` the words for its tokenizer, if any.
     """
 
     text: str
-    kind: Literal["none", "timm", "torchvision", "hf", "file", "gguf", "run", "url", "made"]
+    kind: Literal[
+        "none", "timm", "torchvision", "hf", "file", "gguf", "run", "url", "openai", "made"
+    ]
     name: str
     weights: str | None = None
+    model: str = ""
+    tokenizer: str = ""
 
     @property
     def short(self) -> str:
         """Its name in a sentence or in a folder's name."""
         if self.kind == "file":
             return self.name.rpartition(":")[2]
-        if self.kind == "url":
+        if self.kind in ("url", "openai"):
             return "served"
         if self.kind == "made":
             return self.text.replace(":", "").replace("=", "")
@@ -85,7 +88,8 @@ def model_of(text: str, side: str) -> Model:
 
     Args:
         text: such as "timm:resnet18", "timm:resnet18@weights.safetensors", "hf:microsoft/resnet-18"
-            "nets.py:Student", "runs/first", "https://host/predict", or "none".
+            "nets.py:Student", "runs/first", "https://host/predict", "openai:http://host/v1#model",
+            or "none".
         side: "teacher" or "student", for the sentence.
 
     Raises:
@@ -115,11 +119,13 @@ def model_of(text: str, side: str) -> Model:
 
 def _of_one_side(text: str, side: str) -> Model | None:
     """What only a teacher can be (a server, nobody), or only a student (made of its teacher)."""
+    if text.startswith("openai:"):
+        return _of_server(text, side)
     if text.lower().startswith(("http://", "https://")):
         if side == "student":
             raise UsageError(f"a student is trained here, so it cannot be served from {text}")
         check_address(text)
-        _check_query(text)
+        check_query(text)
         return Model(text, "url", text)
     if text == "none":
         if side == "student":
@@ -135,40 +141,20 @@ def _of_one_side(text: str, side: str) -> Model | None:
     return Model(text, "made", text)
 
 
-def check_address(url: str) -> None:
-    """Refuse what is no address of a server, or one with a password in it.
-
-    Raises:
-        UsageError: it is so; the password is not repeated.
-    """
-    try:
-        parts = urlsplit(url)
-        told = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
-        told = False
-    if not told or parts.scheme not in ("http", "https") or not re.fullmatch("[!-~]+", url):
+def _of_server(text: str, side: str) -> Model:
+    """openai:URL#MODEL@TOKENIZER, of which MODEL and @TOKENIZER may be left out."""
+    if side == "student":
+        raise UsageError("a student is trained here, so it cannot be one behind a server")
+    url, _, rest = text.removeprefix("openai:").partition("#")
+    model, _, tokenizer = rest.partition("@")
+    check_address(url, OPENAI_KEY)
+    check_query(url, OPENAI_KEY)
+    if "@" in url:
         raise UsageError(
-            f"'{url.rpartition('@')[2]}' is no address of a server; write it as "
-            "https://host/predict, in ASCII and without blanks"
+            f"the teacher is '{text}'; name its tokenizer after a #, as "
+            f"openai:{url.partition('@')[0]}#MODEL@{url.partition('@')[2]}"
         )
-    if parts.username or parts.password:
-        raise UsageError(
-            f"the address of the teacher on {parts.hostname} holds a name or password; leave it "
-            f"out and put a token into the variable {KEY}"
-        )
-
-
-def _check_query(url: str) -> None:
-    """Refuse a secret among the fields of an address: a run's files hold it."""
-    parts = urlsplit(url)
-    for field in re.split("[&;]", parts.query):
-        name = field.partition("=")[0]
-        if any(secret in name.lower() for secret in _SECRET):
-            raise UsageError(
-                f"the address of the teacher on {parts.hostname} has the field '{name}', and a "
-                f"run's files show addresses; leave it out and put the secret into the variable "
-                f"{KEY}, which is sent as a bearer token"
-            )
+    return Model(text, "openai", url.rstrip("/"), None, model, tokenizer)
 
 
 def _of_place(text: str, name: str, side: str) -> Model:
@@ -267,6 +253,10 @@ def placed(source: Model | Data) -> str:
         words = f"hf:{Path(source.name).resolve()}"
     elif isinstance(source, Model) and source.weights:
         words = words.partition("@")[0]
+    elif isinstance(source, Model) and source.tokenizer:
+        place = Path(source.tokenizer.removeprefix("hf:"))
+        named = str(place.resolve()) if place.is_dir() else source.tokenizer
+        words = f"openai:{source.name}#{source.model}@{named}"
     if isinstance(source, Model) and source.weights:
         words += f"@{Path(source.weights).resolve()}"
     return words
@@ -283,7 +273,7 @@ def room_of(teacher: Model, student: Model, data: Data, given: str | None = None
             raise UsageError(f"no room called '{given}' makes tasks{nearest(given, ROOMS)}")
         return given
     kinds = {teacher.kind, student.kind}
-    if kinds & {"gguf", "made"} or data.kind == "text":
+    if kinds & {"gguf", "made", "openai"} or data.kind == "text":
         return "language"
     if kinds & {"timm", "torchvision"} or data.kind == "pictures":
         return "vision"

@@ -180,7 +180,8 @@ def _sheet(file: Path, target: str | None, like: Loaded | None) -> Loaded:
     )
     sheets.complete(sheet, column)
     what = f"{file} (column '{column}')"
-    y, names = labels.numbered(sheet.cells[column], what, like.names if like else None)
+    known = like.names if like else None
+    y, names = labels.numbered(sheet.cells[column], what, known, sheet.place)
     notes = [] if like else [*_gaps(y, names)]
     if target is None and like is None:
         notes.append(f"the labels are column '{column}' of {file}; --target names another")

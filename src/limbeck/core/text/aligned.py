@@ -29,24 +29,29 @@ class Side:
         ends: (T,) bytes of the aligned text that end with each, as in `Encoded`.
         text: (T,) which are of the aligned text.
         told: (T,) which are trained on; never the first.
+        closes: (T,) which are special tokens that end a text or a turn, and are trained on.
     """
 
     ids: Ids
     ends: Ids
     text: Told
     told: Told
+    closes: Told
 
     def upto(self, count: int) -> Side:
         """Its first tokens."""
-        return Side(self.ids[:count], self.ends[:count], self.text[:count], self.told[:count])
+        text, told, closes = self.text[:count], self.told[:count], self.closes[:count]
+        return Side(self.ids[:count], self.ends[:count], text, told, closes)
 
 
 def chunked(a: Sequence[Side], b: Sequence[Side]) -> tuple[Tensor, Tensor]:
     """The spans of two sides' tokens (N, T) and (N, U), -1 for none, numbered from 0 in each row.
 
-    Spans in which a token is not trained on are none.
+    Special tokens that end a turn or a text at the same place of both are a span. Spans in which a
+    token is not trained on are none.
     """
-    found = align([Encoded(s.ids, s.ends, s.text) for s in a], [_encoded(s) for s in b])
+    pairs = [_closed(*pair) for pair in zip(a, b, strict=True)]
+    found = align([one for one, _ in pairs], [other for _, other in pairs])
     rows = np.arange(len(a), dtype=np.int64)[:, None]
     stride = 1 + max(int(part.max(initial=0)) for part in found)
     keys = [np.where(part >= 0, part + stride * rows, -1) for part in found]
@@ -57,8 +62,14 @@ def chunked(a: Sequence[Side], b: Sequence[Side]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(numbers[0]), torch.from_numpy(numbers[1])
 
 
-def _encoded(side: Side) -> Encoded:
-    return Encoded(side.ids, side.ends, side.text)
+def _closed(a: Side, b: Side) -> tuple[Encoded, Encoded]:
+    """Both sides, where a token that closes the same place of both has a byte of its own."""
+    places = np.intersect1d(a.ends[a.closes], b.ends[b.closes])
+    out = []
+    for side in (a, b):
+        own = side.closes & np.isin(side.ends, places)
+        out.append(Encoded(side.ids, side.ends + np.cumsum(own), side.text | own))
+    return out[0], out[1]
 
 
 def _padded(sides: Sequence[Side], width: int) -> Told:
@@ -133,7 +144,9 @@ class _Frame:
         inside[lead : len(ids) - trail] = True
         told = inside.copy() if self.wrapped else np.ones(len(ids), dtype=np.bool_)
         told[:1] = False
-        return Side(ids, ends, inside, told)
+        closes = np.zeros_like(told)
+        closes[len(ids) - trail :][:1] = not self.wrapped
+        return Side(ids, ends, inside, told, closes & told)
 
 
 # --- prompts and chats ---------------------------------------------------------------------------
@@ -144,6 +157,7 @@ def turns(written: Sequence[Written], tokenizer: Any) -> list[Side]:
     if not written:
         return []
     whole = spans_of(tokenizer, [row.text for row in written], False)
+    special = _special(tokenizer)
     sides = []
     for row, found, ids, told in zip(written, whole, *coded(written, tokenizer), strict=True):
         own = found.ids, found.lo, found.hi
@@ -151,13 +165,29 @@ def turns(written: Sequence[Written], tokenizer: Any) -> list[Side]:
         size = len(ids) - lead - (not row.ended and tokenizer.eos_token_id is not None)
         if not np.array_equal(own[0], ids[lead : lead + size]):
             own = _parted(row, tokenizer)
-        ends, inside = _said(row, own[1], own[2])
+        ends, inside, after = _said(row, own[1], own[2])
         trail = len(ids) - lead - len(ends)
         ends = np.concatenate([np.zeros(lead, dtype=np.int64), ends])
         ends = np.append(ends, np.full(trail, ends[-1] if len(ends) else 0))
         inside = np.pad(inside, (lead, trail))
-        sides.append(Side(ids, ends, inside, told))
+        after = np.append(np.pad(after, (lead, 0)), np.ones(trail, dtype=np.bool_))
+        closes = _first(after & told & np.isin(ids, special), ends)
+        sides.append(Side(ids, ends, inside, told, closes))
     return sides
+
+
+def _special(tokenizer: Any) -> list[int]:
+    """The ids of special tokens."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return [*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)]
+
+
+def _first(some: Told, ends: Ids) -> Told:
+    """The first of some tokens at each place."""
+    found = np.zeros_like(some)
+    own = np.flatnonzero(some)
+    found[own[np.unique(ends[own], return_index=True)[1]]] = True
+    return found
 
 
 def _parted(row: Written, tokenizer: Any) -> tuple[Ids, Ids, Ids]:
@@ -171,10 +201,10 @@ def _parted(row: Written, tokenizer: Any) -> tuple[Ids, Ids, Ids]:
     return ids, lo, hi
 
 
-def _said(row: Written, lo: Ids, hi: Ids) -> tuple[Ids, Told]:
-    """Ends in bytes of what is said in a row's turns, and which tokens are of it."""
+def _said(row: Written, lo: Ids, hi: Ids) -> tuple[Ids, Told, Told]:
+    """Ends in bytes of what is said in a row's turns, and which tokens are of it, or end a turn."""
     ends = np.zeros_like(hi)
-    inside = np.zeros(len(hi), dtype=np.bool_)
+    inside, after = np.zeros(len(hi), dtype=np.bool_), np.zeros(len(hi), dtype=np.bool_)
     base = 0
     for turn in row.turns:
         said = turn.said.strip()  # a template may strip it; neither side has to
@@ -182,6 +212,7 @@ def _said(row: Written, lo: Ids, hi: Ids) -> tuple[Ids, Told]:
         start = len(raw(row.text[:place]))
         stop = start + len(raw(said))
         inside |= (start <= lo) & (lo < stop)
+        after |= (stop <= lo) & (lo < len(raw(row.text[: turn.stop])))
         ends = np.maximum(ends, np.where(hi > start, base + np.minimum(hi, stop) - start, 0))
         base += stop - start
-    return ends, inside
+    return ends, inside, after

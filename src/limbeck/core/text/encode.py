@@ -175,7 +175,8 @@ def both(rows: Sequence[Row], tokenizer: Any, other: Any, context: int) -> Sampl
 
     Plain texts are not packed: each is cut, where tokens of both sides end, into pieces that fit
     the context on both. Of prompts and chats, each side's written by its own template, what the
-    assistant says is aligned, and the tokens that end its turn are in no span.
+    assistant says is aligned. The special tokens that end a text or a turn are a span of their own,
+    where both sides have one there and train on it; else they are in none.
 
     Args:
         rows: of one shape, without labels.

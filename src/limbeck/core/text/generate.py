@@ -1,4 +1,4 @@
-"""Texts that causal models write: sampled from one or from a mixture, likeliest, or by beam search.
+"""Texts that causal models write, sampled from one or from a mixture, or likeliest.
 
 Prompts come padded on either side and are left padded only in here. What is written comes back as
 a training batch holds it: right padded, prompt first, labels on what was written.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from limbeck.core.evaluate import evaluating
 from limbeck.core.rng import Draws
 from limbeck.core.signals import Dense, Mixture
+from limbeck.core.text.beams import Hypotheses, beams, inner
+from limbeck.core.text.lengths import apart, context_of, fits
 from limbeck.core.text.replay import left_padded, right_padded
 from limbeck.core.text.view import within
 from limbeck.errors import NonFinite, UsageError
@@ -38,6 +40,7 @@ class Written:
             `places.labels(y)`.
         logp: (B, N), log-probability of each token under what it was drawn from; 0 where none is.
         own: (M, B, N), that of each model at temperature 1, untruncated; None if it was not asked.
+        cache: bytes of the models' caches at their largest.
     """
 
     ids: Tensor
@@ -46,23 +49,7 @@ class Written:
     valid: Tensor
     logp: Tensor
     own: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Hypotheses:
-    """The K texts of a beam search over each prompt, the best first; the prompt is not in them.
-
-    Attributes:
-        ids: (B, K, N) int64, right padded.
-        mask: (B, K, N) int64.
-        logp: (B, K), log-probability of the whole text at temperature 1.
-        scores: (B, K), logp / tokens ** length_penalty.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    logp: Tensor
-    scores: Tensor
+    cache: int = 0
 
 
 def generate(
@@ -85,7 +72,8 @@ def generate(
 
     Each model is tempered, the mixture sum_m w_m p_m is taken, and that is truncated: to its
     likeliest `top_k`, then to the fewest that hold `top_p`. A row's text depends on its own prompt
-    and its own draws, not on the other rows nor on padding (but for rounding in the models).
+    and its own draws, not on the other rows nor on padding (but for rounding in the models); so
+    prompts of near lengths are written on together, others apart, where that is cheaper.
 
     Args:
         models: causal models of one vocabulary; each keeps a cache of its own, if it can.
@@ -110,41 +98,102 @@ def generate(
     ids, mask = left_padded(ids, mask, pad)
     start = ids.shape[1]
     for model in models:
-        _fits(model, start, new)
+        fits(model, start, new)
     u = None
     if temperature and draws is not None:  # 48 bits: tokens of 1e-8 come at their rate
         fine = draws.rand(new, stream=1).double() * 2.0**-24
         u = (draws.rand(new).double() + fine).to(ids.device)
-    alive, ends = mask.new_ones(len(ids)).bool(), torch.tensor(eos, device=ids.device)
-    logp, owns = [], []
+    how = _How(new, eos, pad, temperature or 1.0, top_p, top_k, weights, own, vocab)
+    groups, parts = apart(mask.sum(1), new), list[_Part]()
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
-        readers = [_Reader(model) for model in models]
-        while ids.shape[1] < start + new and bool(alive.any()):
-            each = [Dense(reader(ids, mask)[:, :vocab]) for reader in readers]
-            target = Mixture(each, weights).log_p(temperature or 1.0)
-            if u is None:
-                token = target.argmax(-1)
-                logp.append(target.amax(-1) * 0)  # it was certain; NaN stays NaN
-            else:
-                target = truncated(target, top_k, top_p)
-                token = _drawn(target, u[:, ids.shape[1] - start])
-                logp.append(_of(target, token))
-            if own:
-                owns.append(torch.stack([_of(one.log_p(), token) for one in each]))
-            ids = torch.cat([ids, torch.where(alive, token, pad)[:, None]], 1)
-            mask = torch.cat([mask, alive[:, None].to(mask)], 1)
-            alive = alive & ~torch.isin(token, ends)
-    valid, told = mask[:, start:].bool(), torch.stack(logp, 1)
+        for rows in groups:
+            first = start - int(mask[rows].sum(1).max())
+            near = (ids[rows, first:], mask[rows, first:])
+            parts.append(_together(models, *near, None if u is None else u[rows], how))
+    valid, told = (_placed(groups, [getattr(p, n) for p in parts]) for n in ("valid", "logp"))
     if bad := int((told.isnan() & valid).any(1).sum()):
         raise NonFinite(
             f"{bad} of {len(ids)} texts could not be written: a model's logits hold NaN or +inf; "
             "look at its weights and its precision"
         )
-    kept = torch.stack(owns, -1).masked_fill(~valid, 0) if own else None
-    rows = right_padded(ids, mask, start)
-    return Written(*rows, valid, told.masked_fill(~valid, 0), kept)
+    written = _placed(groups, [p.ids for p in parts]).masked_fill(~valid, pad)
+    owns = [p.own for p in parts if p.own is not None]
+    return Written(
+        *right_padded(torch.cat([ids, written], 1), torch.cat([mask, valid.to(mask)], 1), start),
+        valid,
+        told.masked_fill(~valid, 0),
+        _placed(groups, owns).masked_fill(~valid, 0) if owns else None,
+        max(p.cache for p in parts),
+    )
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is the same for all rows."""
+
+    new: int
+    eos: tuple[int, ...]
+    pad: int
+    tau: float
+    top_p: float
+    top_k: int
+    weights: tuple[float, ...]
+    own: bool
+    vocab: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What some rows wrote, (b, n) each; `own` (M, b, n)."""
+
+    ids: Tensor
+    valid: Tensor
+    logp: Tensor
+    own: Tensor | None
+    cache: int
+
+
+def _together(
+    models: Sequence[nn.Module], ids: Tensor, mask: Tensor, u: Tensor | None, how: _How
+) -> _Part:
+    """Go on from left padded prompts, in one batch; the likeliest tokens without u (b, N)."""
+    start, ends = ids.shape[1], torch.tensor(how.eos, device=ids.device)
+    alive = mask.new_ones(len(ids)).bool()
+    logp, owns = [], []
+    readers = [_Reader(model) for model in models]
+    while ids.shape[1] < start + how.new and bool(alive.any()):
+        each = [Dense(reader(ids, mask)[:, : how.vocab]) for reader in readers]
+        target = Mixture(each, how.weights).log_p(how.tau)
+        if u is None:
+            token = target.argmax(-1)
+            logp.append(target.amax(-1) * 0)  # it was certain; NaN stays NaN
+        else:
+            target = truncated(target, how.top_k, how.top_p)
+            token = _drawn(target, u[:, ids.shape[1] - start])
+            logp.append(_of(target, token))
+        if how.own:
+            owns.append(torch.stack([_of(one.log_p(), token) for one in each]))
+        ids = torch.cat([ids, torch.where(alive, token, how.pad)[:, None]], 1)
+        mask = torch.cat([mask, alive[:, None].to(mask)], 1)
+        alive = alive & ~torch.isin(token, ends)
+    return _Part(
+        ids[:, start:],
+        mask[:, start:].bool(),
+        torch.stack(logp, 1),
+        torch.stack(owns, -1) if owns else None,
+        sum(reader.held() for reader in readers),
+    )
+
+
+def _placed(groups: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """Parts (..., b, n) of groups of rows as one tensor (..., B, N), each row in its place."""
+    size, width = sum(map(len, groups)), max(part.shape[-1] for part in parts)
+    out = parts[0].new_zeros(*parts[0].shape[:-2], size, width)
+    for rows, part in zip(groups, parts, strict=True):
+        out[..., rows, : part.shape[-1]] = part
+    return out
 
 
 def truncated(logp: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -162,6 +211,7 @@ def truncated(logp: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     return logp.masked_fill(out, -math.inf).log_softmax(-1)
 
 
+<<<<<<< HEAD
 def beams(
     model: Any,
     ids: Tensor,
@@ -215,12 +265,14 @@ def context_of(model: Any) -> int | None:
     return found
 
 
+=======
+>>>>>>> main
 class _Reader:
     """One model that reads a text as it grows, each token once if it has a cache."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.past, self.seen = model, None, 0
-        self.takes = set(inspect.signature(_inner(model).forward).parameters)
+        self.takes = set(inspect.signature(inner(model).forward).parameters)
 
     def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits (B, V) of the token after the last of ids (B, L)."""
@@ -238,35 +290,10 @@ class _Reader:
         z: Tensor = out.logits[:, -1]
         return z if z.dtype == torch.float64 else z.float()
 
-
-def _inner(model: Any) -> Any:
-    """The model of transformers itself, adapters inside."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-@contextmanager
-def _searching(
-    model: Any, new: int, beams: int, eos: tuple[int, ...], pad: int, more: dict[str, float]
-) -> Iterator[Any]:
-    """Settings of a search, instead of the model's own, which would fill in what they leave out."""
-    own = model.generation_config
-    first = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
-    model.generation_config = type(own)(
-        **{name: getattr(own, name, None) for name in first},
-        max_new_tokens=new,
-        num_beams=beams,
-        num_return_sequences=beams,
-        do_sample=False,
-        eos_token_id=list(eos) or None,
-        pad_token_id=pad,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **more,
-    )
-    try:
-        yield model.generation_config
-    finally:
-        model.generation_config = own
+    def held(self) -> int:
+        """Bytes of the cache, which only grows."""
+        kept = [t for layer in getattr(self.past, "layers", ()) for t in vars(layer).values()]
+        return sum(t.numel() * t.element_size() for t in kept if isinstance(t, Tensor))
 
 
 def _drawn(logp: Tensor, u: Tensor) -> Tensor:
@@ -279,15 +306,6 @@ def _drawn(logp: Tensor, u: Tensor) -> Tensor:
 
 def _of(logp: Tensor, token: Tensor) -> Tensor:
     return logp.gather(-1, token[:, None])[:, 0]
-
-
-def _fits(model: Any, there: int, new: int) -> None:
-    limit = context_of(model)
-    if limit is not None and there + new > limit:
-        raise UsageError(
-            f"{there} tokens and {new} new ones were asked of a model with a context of {limit}; "
-            "cut the prompts, or ask for fewer new tokens"
-        )
 
 
 def _check(new: int, temperature: float, top_p: float, top_k: int, draws: Draws | None) -> None:

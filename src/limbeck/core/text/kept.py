@@ -51,6 +51,28 @@ class Keep:
             return select_topk(logits, k, self.tau)
         return draw(logits, k, self.u, rng, self.tau)
 
+    def of(self, signal: TopK) -> tuple[Tensor, Tensor]:
+        """Ids and values (N, k) of places whose likeliest tokens alone are known.
+
+        Raises:
+            UsageError: other things are asked, or a place has fewer tokens.
+        """
+        if self.kind != "topk" or self.tau != signal.tau:
+            raise UsageError(
+                f"the teacher shows its likeliest tokens at temperature {signal.tau:g}, and a "
+                f"cache of {self.kind} at {self.tau:g} was asked; give --signal topk --tau "
+                f"{signal.tau:g}, or a teacher with weights"
+            )
+        fewest = int((signal.ids >= 0).sum(-1).min())
+        k = min(self.k, signal.vocab)
+        if fewest < k:
+            raise UsageError(
+                f"the teacher shows {fewest} tokens of a place, and {k} were to be kept; give "
+                f"--k {fewest}"
+            )
+        best = signal.logp.topk(k).indices
+        return signal.ids.gather(-1, best), signal.logp.gather(-1, best)
+
     def to_json(self, vocab: int) -> dict[str, Any]:
         """For the cache's record."""
         return {**asdict(self), "vocab": vocab}
@@ -90,9 +112,9 @@ def packed(keep: Keep, signal: Signal, batch: Batch, seed: int) -> Tensor:
     Draws are a function of (seed, sample, place), however the set is cut into batches.
 
     Raises:
-        UsageError: the teacher does not show a whole distribution.
+        UsageError: the teacher shows less of its distributions than is to be kept.
     """
-    if not is_whole(signal):
+    if not (is_whole(signal) or isinstance(signal, TopK)):
         raise UsageError(f"the teacher shows {signal}; a cache is made of a whole distribution")
     layout = keep.layout(signal.vocab)
     rows = torch.zeros(*batch.y.shape, layout.width, dtype=torch.uint8)
@@ -103,8 +125,11 @@ def packed(keep: Keep, signal: Signal, batch: Batch, seed: int) -> Tensor:
             places = here[start : start + _PLACES]
             at = torch.zeros_like(where)
             at[b, places] = True
-            logits = signal.at(at).log_p(1.0)
-            # on the CPU, where the same seed draws the same on every machine
-            ids, values = keep.entries(logits.cpu(), generator(seed, "kept", number, start))
+            shown = signal.at(at)
+            if isinstance(shown, TopK):
+                ids, values = keep.of(shown)
+            else:  # on the CPU, where the same seed draws the same on every machine
+                draws = generator(seed, "kept", number, start)
+                ids, values = keep.entries(shown.log_p(1.0).cpu(), draws)
             rows[b, places.cpu()] = layout.pack(ids, values)
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,10 @@ from limbeck.core.sources import own
 from limbeck.core.sources.models import from_file, from_run, load_weights
 from limbeck.core.sources.specs import Model, model_of
 from limbeck.core.text import students
+from limbeck.core.text.gguf import read_once
 from limbeck.errors import Missing, UsageError
 
-__all__ = ["Found", "Kind", "load"]
+__all__ = ["Found", "Kind", "load", "tokenizer_of"]
 
 Kind = Literal["causal", "masked", "classifier", "seq2seq"]
 _AUTO: dict[Kind, str] = {
@@ -90,6 +91,20 @@ def load(
     if model.kind not in ("hf", "gguf"):
         raise UsageError(f"the {side} '{model.text}' is no language model; give {_GIVE}")
     return _of_words(model, side, classes, dtype)
+
+
+def tokenizer_of(words: str) -> Any:
+    """The tokenizer that "hf:ID" or a folder names.
+
+    Raises:
+        Missing: it is not there, or cannot be read.
+    """
+    name = words.removeprefix("hf:")
+    with _reading(Model(words, "hf", name), "teacher", "the tokenizer of "):
+        made = library("transformers").AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if len(made) <= len(made.all_special_tokens):
+            raise FileNotFoundError("it has no files there")
+    return _padded(made, f"the tokenizer {words}")
 
 
 def _of_words(model: Model, side: str, classes: int | None, dtype: torch.dtype) -> Found:
@@ -165,7 +180,7 @@ def _kind_of(config: Any, named: str, model: Model, side: str, classes: int | No
         kind = "masked" if "masked" in there and model.kind != "gguf" else "causal"
     if kind not in there:
         what = f"a {config.model_type} model, which is no {kind} language model"
-        raise UsageError(f"the {side} {model.text} is {what}; give another")
+        raise UsageError(f"the {side} '{model.text}' is {what}; give another")
     return kind, there[kind]
 
 
@@ -182,9 +197,13 @@ def _checked(tokenizer: Any, config: Any, who: str) -> Any:
     if len(tokenizer) > rows:
         sizes = f"{len(tokenizer)} tokens and its model {rows} rows of embeddings"
         raise UsageError(f"{who}'s tokenizer has {sizes}; give the tokenizer of that model")
+    return _padded(tokenizer, f"{who}'s tokenizer")
+
+
+def _padded(tokenizer: Any, who: str) -> Any:
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise UsageError(f"{who}'s tokenizer has no pad_token and no eos_token; set one")
+            raise UsageError(f"{who} has no pad_token and no eos_token; set one")
         tokenizer = copy.deepcopy(tokenizer)  # the user's own stays as it is
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -214,7 +233,7 @@ def _of_value(given: Any, who: str) -> Found:
 
 def _of_file(model: Model, side: str, classes: int | None) -> Found:
     """FILE.py:NAME: a pair, or as for any room a module, function or class, with a `tokenizer`."""
-    value, who = own.value_of(model.name), f"the {side} {model.text}"
+    value, who = own.value_of(model.name), f"the {side} '{model.text}'"
     if isinstance(value, tuple):
         return replace(_of_value(value, who), name=model.short)
     made = from_file(model, classes)
@@ -244,7 +263,7 @@ def _of_run(model: Model, side: str, dtype: torch.dtype) -> Found:
 def _reading(model: Model, side: str, part: str = "") -> Iterator[None]:
     """Say in a sentence why what words name cannot be read."""
     try:
-        with hub(model.name):
+        with hub(model.name), read_once() if model.kind == "gguf" else nullcontext():
             yield
     except Exception as error:  # of transformers, hubs and formats: they fail in many ways
         files = list(Path(model.name).glob("*"))  # of a folder
@@ -263,4 +282,4 @@ def _reading(model: Model, side: str, part: str = "") -> Iterator[None]:
         elif ".safetensors" not in ends:
             why = "its weights are pickled" if ends & {".bin", ".pt"} else "it has no weights"
             fix = "write .safetensors files, with save_pretrained"
-        raise Missing(f"{part}the {side} {model.text} cannot be read ({why}); {fix}") from error
+        raise Missing(f"{part}the {side} '{model.text}' cannot be read ({why}); {fix}") from error

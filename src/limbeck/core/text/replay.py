@@ -106,7 +106,7 @@ def prompts_of(
     if context is not None and most < least:
         raise UsageError(
             f"{new} new tokens leave room for {max(most, 0)} of a prompt in a context of "
-            f"{context}, and {least} are needed; ask for fewer new tokens"
+            f"{context}, and {least} are needed; ask for fewer new tokens, or a longer context"
         )
     mask = batch.x["mask"].long()
     before = mask * ((batch.y != IGNORED).cumsum(1) == 0)

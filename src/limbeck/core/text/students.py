@@ -54,6 +54,12 @@ def found(words: str, teacher: Found) -> Found:
     if not is_words(words):
         raise UsageError(f"the student is '{words}'; give truncate:10, width:0.5 or config:NAME=1")
     head, _, rest = words.partition(":")
+<<<<<<< HEAD
+=======
+    if teacher.kind == "seq2seq":
+        what = f"the teacher '{teacher.name}' an encoder with a decoder, which is not cut"
+        raise UsageError(f"the student is '{words}' and {what}; name a student of its own")
+>>>>>>> main
     config, made = _MAKERS[head](rest, teacher)
     why = "its weights are random" if head == "config" else "it is cut out of its teacher"
     return replace(teacher, make=made, config=config, name=words, untrained=why)
@@ -155,7 +161,7 @@ def _layers(words: str, total: int, name: str) -> list[int]:
         numbers = [(2 * i * (total - 1) + gaps) // (2 * gaps) for i in range(count)]
     if not right:
         raise UsageError(
-            f"the student is 'truncate:{words}' and the teacher {name} has {total} layers; give "
+            f"the student is 'truncate:{words}' and the teacher '{name}' has {total} layers; give "
             f"how many to keep, or their numbers from 0 to {total - 1}, rising, with commas"
         )
     return numbers

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+<<<<<<< HEAD
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+=======
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+>>>>>>> main
 from typing import Any
 
 import torch
@@ -44,8 +49,15 @@ class Causal:
         if not self.linear:
             logits = functools.cache(lambda: model(**inputs).logits[..., : self.vocab])
             return Lazy(logits=logits, signal=lambda: Dense(logits()), side=lambda: self.side)
-        body = functools.cache(lambda: body_of(model)(**inputs, use_cache=False)[0])
-        head = functools.cache(lambda: head_of(model, self.vocab))
+        if hasattr(model, "set_requires_gradient_sync") and hasattr(model, "unshard"):
+            both = functools.cache(lambda: _gathered(model, inputs, self.vocab))
+            return self._lazy(lambda: both()[0], lambda: both()[1])
+        return self._lazy(
+            functools.cache(lambda: body_of(model)(**inputs, use_cache=False)[0]),
+            functools.cache(lambda: head_of(model, self.vocab)),
+        )
+
+    def _lazy(self, body: Callable[[], Tensor], head: Callable[[], Head]) -> Lazy:
         return Lazy(
             signal=lambda: Linear(body(), head()),
             logits=lambda: head()(body()),
@@ -88,6 +100,28 @@ def head_of(model: nn.Module, vocab: int) -> Head:
         float(scale or 1.0) / float(divisor or 1.0),
         getattr(config, "final_logit_softcapping", None),
     )
+
+
+def _gathered(model: Any, inputs: Mapping[str, Tensor], vocab: int) -> tuple[Tensor, Head]:
+    """Hidden states and head of a model under `fully_shard`, whose own hooks gather and reduce.
+
+    They stand around the model's forward pass, so this is one. The head outlives it as a copy: the
+    wrapper may free what it gathered.
+    """
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    def look() -> tuple[Tensor, Tensor, Tensor | None, Head]:
+        head = head_of(model, vocab)
+        bias = None if head.bias is None else head.bias.clone()
+        return body_of(model)(**inputs, use_cache=False)[0], head.weight.clone(), bias, head
+
+    model.limbeck_look = look
+    try:
+        register_fsdp_forward_method(model, "limbeck_look")
+        hidden, weight, bias, head = model.limbeck_look()
+    finally:
+        del model.limbeck_look
+    return hidden, replace(head, weight=weight, bias=bias)
 
 
 def _weight_of(layer: Any) -> Tensor:

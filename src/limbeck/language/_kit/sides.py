@@ -11,23 +11,50 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.core.hub import library
+from limbeck.core.sources.specs import Model, model_of
 from limbeck.core.teacher import Teacher
-from limbeck.core.teachers import Frozen, Nobody
+from limbeck.core.teachers import BlackBox, Frozen, Nobody
 from limbeck.core.text import encode, students
 from limbeck.core.text.lora import lora
+<<<<<<< HEAD
 from limbeck.core.text.masking import Masked
 from limbeck.core.text.models import Found, load
 from limbeck.core.text.seq2seq import Seq2Seq
+=======
+from limbeck.core.text.models import Found, load, tokenizer_of
+from limbeck.core.text.served import served
+>>>>>>> main
 from limbeck.core.text.view import Causal, Classifier, is_linear
 from limbeck.core.untrained import Untrained
 from limbeck.errors import UsageError
 
 __all__ = ["adapted", "check_kinds", "context_of", "is_ready", "once", "other_of", "reader_of"]
-__all__ += ["student_of", "teacher_of"]
+__all__ += ["served_of", "server_of", "student_of", "teacher_of"]
 
 
 def is_ready(teacher: Any) -> bool:
     return teacher is None or teacher == "none" or isinstance(teacher, Teacher)
+
+
+def server_of(teacher: Any, classes: int | None) -> Model | None:
+    """What words say of a teacher behind an OpenAI-compatible server, if they name one."""
+    if not (isinstance(teacher, str) and teacher.startswith("openai:")):
+        return None
+    server = model_of(teacher, "teacher")
+    if classes:
+        raise UsageError(
+            f"these texts have labels, and {server.name} gives next tokens, not classes; leave the "
+            "labels out, or name a classifier"
+        )
+    return server
+
+
+def served_of(
+    server: Model, tokenizer: Any, inputs: Mapping[str, Tensor], requests: int | None
+) -> BlackBox:
+    """The teacher behind a server, which is asked about the first of these texts."""
+    ids = inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist()
+    return served(server.name, server.model, tokenizer, ids, requests=requests)
 
 
 @contextmanager
@@ -73,8 +100,13 @@ def check_kinds(one: Found | None, two: Found, classes: int | None) -> None:
         if model is not None and model.kind != wanted:
             rows = "have labels" if classes else "have no labels"
             raise UsageError(
+<<<<<<< HEAD
                 f"the {side} {model.name} is a {model.kind} model, and these texts {rows}: with "
                 f"the student {two.name} they are for a {wanted} one"
+=======
+                f"the {side} '{model.name}' is a {model.kind} model, and these texts {rows}: they "
+                f"are for a {wanted} one"
+>>>>>>> main
             )
 
 
@@ -86,8 +118,16 @@ def context_of(asked: int, models: Sequence[Found]) -> int:
     return int(min([asked, *sizes]))
 
 
+<<<<<<< HEAD
 def other_of(one: Found | None, two: Found) -> Any:
     """The teacher's tokenizer, where it is not the student's; only causal models' are aligned."""
+=======
+def other_of(one: Found | None, two: Found, server: Model | None = None) -> Any:
+    """The teacher's tokenizer, where it is not the student's."""
+    if server is not None and server.tokenizer:
+        named = tokenizer_of(server.tokenizer)
+        return None if encode.same(named, two.tokenizer) else named
+>>>>>>> main
     if one is None or one.kind == "classifier" or encode.same(one.tokenizer, two.tokenizer):
         return None
     if two.kind != "causal":

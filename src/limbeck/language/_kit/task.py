@@ -12,6 +12,7 @@ from torch import Tensor
 
 from limbeck.core.score import accuracy
 from limbeck.core.task import Budget, Optimiser, Task
+from limbeck.core.teacher import Teacher
 from limbeck.core.teachers import Nobody
 from limbeck.core.text import encode, students, texts
 from limbeck.core.text.facts import MaskedText, Text
@@ -19,7 +20,11 @@ from limbeck.core.text.masking import Masking, fixed, masked_nll
 from limbeck.core.text.models import Found, load
 from limbeck.core.text.places import IGNORED
 from limbeck.core.text.scores import bits_per_byte
+<<<<<<< HEAD
 from limbeck.core.text.seq2seq import end_of, pairs
+=======
+from limbeck.core.text.view import Causal
+>>>>>>> main
 from limbeck.errors import UsageError
 from limbeck.language._kit import sides
 
@@ -50,8 +55,10 @@ def task(
 
     Args:
         teacher: words ("hf:HuggingFaceTB/SmolLM2-135M-Instruct", a folder of save_pretrained,
-            FILE.gguf, "FILE.py:make", a run's folder, "none"), (model, tokenizer), a `Teacher` of
-            the student's tokens, or None.
+            FILE.gguf, "FILE.py:make", a run's folder, "none"; behind an OpenAI-compatible server
+            "openai:http://host:8000/v1#MODEL", with "@hf:ID" or "@FOLDER" after it where its
+            tokenizer is not the student's), (model, tokenizer), a `Teacher` of the student's
+            tokens, or None.
         student: the same, without "none"; or made of the teacher: "truncate:10" (so many of its
             layers), "width:0.5", "config:num_hidden_layers=4,hidden_size=256" (from scratch).
         data: a folder, .txt, .jsonl or .parquet files, "hf:ID", or values, of texts, prompts with
@@ -61,7 +68,7 @@ def task(
         taps: {"mid": (teacher path, student path)}.
         pretrained: False begins a teacher of a library from scratch: it is trained first.
         augment: texts are not augmented: "none".
-        requests: unused here; only teachers that classify are served.
+        requests: to a served teacher, at most; None for no limit.
         context: tokens of a sample at most.
         rank: of low-rank adapters on the student, which alone are trained; 0 trains all of it.
         budget: one epoch in batches of 8 by default.
@@ -73,15 +80,18 @@ def task(
         raise UsageError(f"augment is '{augment}', and texts are not augmented; leave it out")
     found = texts.read(data, test, target)
     classes = len(found.names) or None
-    one = None if sides.is_ready(teacher) else sides.once(load(teacher, "teacher", classes))
+    server = sides.server_of(teacher, classes)
+    there = server is not None or sides.is_ready(teacher)
+    one = None if there else sides.once(load(teacher, "teacher", classes))
     two = sides.student_of(student, one, classes)
     sides.check_kinds(one, two, classes)
     context = sides.context_of(context, [m for m in (one, two) if m is not None])
-    other = sides.other_of(one, two)
+    other = sides.other_of(one, two, server)
     sets, notes = _encoded(found, two, other, context)
     first = {name: value[:1] for name, value in sets["train"]["x"].items()}
     make = sides.adapted(two.make, rank)
     readers: dict[str, Any] = {"student": sides.reader_of(two, make, first, "")}
+<<<<<<< HEAD
     ready = sides.teacher_of(teacher, one, pretrained)
     if one is not None:
         readers["teacher"] = sides.reader_of(
@@ -89,6 +99,19 @@ def task(
         )
     elif not isinstance(ready, Nobody):
         readers["teacher"] = readers["student"]
+=======
+    if server is not None:
+        words = two.tokenizer if other is None else other
+        readers["teacher"] = Causal(len(words), "" if other is None else "t_")
+        box = sides.served_of(server, words, readers["teacher"](first), requests)
+        ready: Teacher = box
+        notes += box.ask.notes  # type: ignore[attr-defined]
+    else:
+        ready = sides.teacher_of(teacher, one, pretrained)
+        if one is not None or not isinstance(ready, Nobody):
+            readers["teacher"] = _reader(one, first, other) or readers["student"]
+    eos = two.tokenizer.eos_token_id
+>>>>>>> main
     begins = isinstance(student, str) and student.startswith(("truncate:", "width:"))
     rows = {part: len(samples["y"]) for part, samples in sets.items()}
     return Task(
@@ -105,7 +128,7 @@ def task(
         readers=readers,
         classes=classes,
         name=re.sub(r"[^A-Za-z0-9_.]+", "-", f"{_short(student, two)}-{found.name}"),
-        notes=(*found.notes, *notes, *_said(one, two, other, context)),
+        notes=(*found.notes, *notes, *_said(two, other, context)),
         about={
             "inputs": {"kind": "text", "context": context},
             "names": list(found.names),
@@ -115,6 +138,13 @@ def task(
         },
         split=found.cut,
     )
+
+
+def _reader(teacher: Found | None, first: Mapping[str, Tensor], other: Any) -> Any:
+    """How a teacher that words or values name is looked at; None for one that is ready."""
+    if teacher is None:
+        return None
+    return sides.reader_of(teacher, teacher.make, first, "" if other is None else "t_")
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -205,7 +235,7 @@ def _short(given: Any, found: Found) -> str:
     return given if isinstance(given, str) and students.is_words(given) else Path(found.name).name
 
 
-def _said(one: Found | None, two: Found, other: Any, context: int) -> list[str]:
+def _said(two: Found, other: Any, context: int) -> list[str]:
     notes = [f"samples are of {context} tokens at most"]
     if other is not None:
         notes.append(
@@ -213,5 +243,5 @@ def _said(one: Found | None, two: Found, other: Any, context: int) -> list[str]:
             f"{len(two.tokenizer):,} tokens): texts are aligned by bytes"
         )
     if two.untrained:
-        notes.append(f"the student {two.name}: {two.untrained}")
+        notes.append(f"the student '{two.name}': {two.untrained}")
     return notes

@@ -48,7 +48,6 @@ CARD = Card(
     "gradient in the last layer has no part in GradMag. The loss on labels is off, as in the "
     "paper's pure distillation; the code's later scripts add it.",
     lacks=(
-        "special tokens of both sides as chunks: what ends a text is taught by `label` alone",
         "the hypernetwork for embeddings",
         "ensembles of models that were brought to one tokenizer",
     ),

@@ -12,6 +12,7 @@ from torch import nn
 from limbeck.core.files import read_json
 from limbeck.core.hub import reason
 from limbeck.core.rng import globals_kept
+from limbeck.core.sources.classes import names_of
 from limbeck.core.sources.models import from_file, from_run, inputs_of, load_weights
 from limbeck.core.sources.specs import Model, model_of
 from limbeck.core.task import build_model
@@ -70,7 +71,7 @@ def of_words(model: Model, side: str, classes: int, pretrained: bool = False) ->
 
             def loaded(size: int) -> nn.Module:
                 module = whole.at(size)
-                load_weights(module, file)
+                load_weights(module, file, classes)
                 return module
 
             wants = _wants_of(inputs_of(file), whole.wants)
@@ -88,7 +89,8 @@ def of_words(model: Model, side: str, classes: int, pretrained: bool = False) ->
         made = from_run(model, build)
         own = wants_of(build_model(made.make, 0, side))
         wants = replace(wants, keyword=own.keyword)
-        return Net(side, made.name, lambda size: made.make(), wants, True, True, sized=False)
+        names = tuple(names_of(model.name))
+        return Net(side, made.name, lambda size: made.make(), wants, True, True, "", False, names)
     raise UsageError(f"the {side} is '{model.text}', which the room 'vision' does not make")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,7 @@ def opened(found: Found, i: int, name: str) -> Any:
 def unreadable(found: Found, i: int, error: Exception) -> UsageError:
     """The sentence for a picture that cannot be read."""
     why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    why = re.sub(r" ?<_io\.[^>]*>", "", why)  # bytes in memory have no name that says anything
     said = found.said(i)
     told = "" if said in why else f" ({why})"
     return UsageError(f"{said} cannot be read as a picture{told}; mend or remove it")

@@ -190,4 +190,6 @@ def _rows(split: Any, labels: list[int], picture: str, said: str) -> Found:
         raise UsageError(
             f"{said} has samples without a label (-1); give pictures with labels, as test= others"
         )
-    return Found(y, lambda i: split[i][picture], lambda i: f"picture {i} of {said}")
+    return Found(
+        y, lambda i: split[i][picture], lambda i: f"picture {i} of {said}, column '{picture}',"
+    )

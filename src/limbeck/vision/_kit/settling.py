@@ -104,14 +104,14 @@ def settle(net: Net, look: Look, classes: int | None, x: Tensor | None) -> Settl
             continue
         if None not in (logits, classes) and logits != classes:
             raise UsageError(
-                f"the {net.side} {net.name} gives {logits} classes and the data have {classes}; "
+                f"the {net.side} '{net.name}' gives {logits} classes and the data have {classes}; "
                 f"give one with {classes}, or name a library's model in words, whose head is "
                 "replaced"
             )
         return Settled(net, module, size, channels, logits)
     assert error is not None
     raise UsageError(
-        f"the {net.side} {net.name} does not take pictures of {look.side} x {look.side} pixels "
+        f"the {net.side} '{net.name}' does not take pictures of {look.side} x {look.side} pixels "
         f"({reason(error)}); give one that does"
     ) from error
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from limbeck.core.data import Table
+from limbeck.core.sources.classes import check_names
+from limbeck.core.sources.sets import told
+from limbeck.core.sources.specs import model_of
 from limbeck.core.task import Budget, Task
 from limbeck.errors import UsageError
 from limbeck.vision._kit import sides, sources
@@ -71,6 +75,11 @@ def task(
     one = sides.teacher_of(teacher, classes, pretrained, augment)
     if one.net is not None and set(one.net.names) == set(loaded.names):
         loaded = loaded.renamed(one.net.names)  # labels are numbered as its weights know them
+    elif (
+        isinstance(teacher, str | Path)
+        and (model := model_of(str(teacher), "teacher")).kind == "run"
+    ):
+        check_names(model.name, loaded.names)
     seen, x = _looked(loaded), loaded.sets["train"].x
     fit = partial(settle, look=seen, classes=classes, x=None if x is None else x[:2])
     two = fit(sides.student_of(student, classes))
@@ -105,7 +114,7 @@ def task(
         about={
             "inputs": _inputs(readers["student"], seen, side),
             "names": list(loaded.names),
-            "source": loaded.text,
+            "source": told(data),
             "split": {"train": 0, "valid": 0, "test": 0, **sizes, "made": bool(cut)},
         },
         split={part: list(loaded.sets[part].names) for part in cut},
@@ -160,7 +169,7 @@ def _said(one: sides.Given, seen: Look, augment: str) -> list[str]:
     if seen.free:
         notes.append("the pictures leave the range 0..1, so they are taken as normalised already")
     if one.net is not None and one.net.kept and not one.net.trained:
-        notes.append(f"the teacher {one.net.name} keeps its pretrained body and gets a new head")
+        notes.append(f"the teacher '{one.net.name}' keeps its pretrained body and gets a new head")
     if augment != "none":
         words = {"crop": "cropped", "flip": "mirrored"}
         how = " and ".join(words[word] for word in augment.split(","))
