@@ -26,14 +26,10 @@ from limbeck.core.objectives import Labels, NextTokens
 from limbeck.core.run import Run
 from limbeck.core.sources import models
 from limbeck.core.task import Task
-<<<<<<< HEAD
-from limbeck.core.teachers import Cached, Frozen, Nobody
-from limbeck.core.text.facts import MaskedText
-from limbeck.core.text.masking import MaskedTokens
-=======
 from limbeck.core.teacher import Setting
 from limbeck.core.teachers import BlackBox, Frozen, Nobody
->>>>>>> main
+from limbeck.core.text.facts import MaskedText
+from limbeck.core.text.masking import MaskedTokens
 from limbeck.core.untrained import Untrained
 from limbeck.errors import UsageError
 

@@ -221,16 +221,11 @@ def _written(
     for name, model in models.items():
         began = time.perf_counter()
         with evaluating(model):
-            written = _greedy(text, model, ids, mask, new, is_pair(batch))
+            written, held = _greedy(text, model, ids, mask, new, is_pair(batch))
         took = time.perf_counter() - began
-<<<<<<< HEAD
         sides[name]["tokens_per_second"] = sum(map(len, written)) / took
+        sides[name] |= {} if held is None else {"cache_bytes": held}
         said = [_words(text, row) for row in written]
-=======
-        sides[name]["tokens_per_second"] = int(written.valid.sum()) / took
-        sides[name]["cache_bytes"] = written.cache
-        said = [_words(text, row[row >= 0]) for row in written.y]
->>>>>>> main
         for k, each in enumerate(said):
             out[k][name] = each
         near = mean_rouge_l([each["text"] for each in out], said)
@@ -250,20 +245,22 @@ def _prompts(text: Text, batch: Batch, new: int) -> tuple[Tensor, Tensor, list[T
 
 def _greedy(
     text: Text, model: nn.Module, ids: Tensor, mask: Tensor, new: int, pair: bool
-) -> list[Tensor]:
-    """What a model writes to prompts, the likeliest token each time: ids of each row."""
+) -> tuple[list[Tensor], int | None]:
+    """What a model writes to prompts, the likeliest token each time, and its cache in bytes.
+
+    Of encoder-decoders, which transformers has write, the latter is not known.
+    """
     if pair:
         found = beams(
             model, ids, mask, new=new, beams=1, eos=text.eos, pad=text.pad, vocab=text.vocab
         )
-        return [
-            row[there] for row, there in zip(found.ids[:, 0], found.mask[:, 0].bool(), strict=True)
-        ]
+        rows = zip(found.ids[:, 0], found.mask[:, 0].bool(), strict=True)
+        return [row[there] for row, there in rows], None
     written = generate(
         (model,), ids, mask, new=new, draws=None, eos=text.eos, pad=text.pad,
         temperature=0.0, vocab=text.vocab,
     )  # fmt: skip
-    return [row[row != IGNORED] for row in written.y]
+    return [row[row != IGNORED] for row in written.y], written.cache
 
 
 def _words(text: Text, ids: Tensor) -> str:

@@ -22,7 +22,6 @@ from limbeck.core.signals import Dense, Mixture
 from limbeck.core.text.beams import Hypotheses, beams, inner
 from limbeck.core.text.lengths import apart, context_of, fits
 from limbeck.core.text.replay import left_padded, right_padded
-from limbeck.core.text.view import within
 from limbeck.errors import NonFinite, UsageError
 
 __all__ = ["Hypotheses", "Written", "beams", "context_of", "generate", "truncated"]
@@ -211,62 +210,6 @@ def truncated(logp: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     return logp.masked_fill(out, -math.inf).log_softmax(-1)
 
 
-<<<<<<< HEAD
-def beams(
-    model: Any,
-    ids: Tensor,
-    mask: Tensor,
-    *,
-    new: int,
-    beams: int,
-    eos: tuple[int, ...],
-    pad: int,
-    length_penalty: float = 1.0,
-    vocab: int | None = None,
-) -> Hypotheses:
-    """All K = `beams` hypotheses of transformers' beam search; one beam is the likeliest each time.
-
-    The model is causal or an encoder-decoder, which reads ids (B, P). Of its own settings only
-    those of first tokens hold: no penalties, no least lengths. A `length_penalty` above 0 favours
-    long texts, below 0 short ones; all else is as in `generate`. While it runs it keeps
-    B * K * V * new log-probabilities.
-    """
-    model = _inner(model)
-    seq2seq = bool(model.config.is_encoder_decoder)
-    left, seen = left_padded(ids, mask, pad)
-    if seq2seq:
-        _fits(model, left.shape[1], 0)
-        left, seen, _ = right_padded(left, seen)
-    _fits(model, 1 if seq2seq else left.shape[1], new)
-    penalty = {"length_penalty": length_penalty} if beams > 1 else {}
-    searching = _searching(model, new, beams, eos, pad, penalty)
-    with evaluating(model), within(model, vocab), searching as search:
-        out = model.generate(left, attention_mask=seen, generation_config=search)
-        picks = getattr(out, "beam_indices", None)
-        steps = model.compute_transition_scores(
-            out.sequences, out.scores, picks, normalize_logits=beams == 1
-        )
-    written = out.sequences[:, -steps.shape[1] :]
-    ended = torch.isin(written, torch.tensor(eos, device=ids.device)).long()
-    valid = ended.cumsum(1) - ended == 0
-    logp = steps.masked_fill(~valid, 0).sum(1)
-    shape = (len(ids), beams)
-    return Hypotheses(
-        torch.where(valid, written, pad).view(*shape, -1),
-        valid.long().view(*shape, -1),
-        logp.view(shape),
-        (logp / valid.sum(1) ** length_penalty).view(shape),
-    )
-
-
-def context_of(model: Any) -> int | None:
-    """How many tokens a model can see; None where its config sets no limit."""
-    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found
-
-
-=======
->>>>>>> main
 class _Reader:
     """One model that reads a text as it grows, each token once if it has a cache."""
 

@@ -54,12 +54,6 @@ def found(words: str, teacher: Found) -> Found:
     if not is_words(words):
         raise UsageError(f"the student is '{words}'; give truncate:10, width:0.5 or config:NAME=1")
     head, _, rest = words.partition(":")
-<<<<<<< HEAD
-=======
-    if teacher.kind == "seq2seq":
-        what = f"the teacher '{teacher.name}' an encoder with a decoder, which is not cut"
-        raise UsageError(f"the student is '{words}' and {what}; name a student of its own")
->>>>>>> main
     config, made = _MAKERS[head](rest, teacher)
     why = "its weights are random" if head == "config" else "it is cut out of its teacher"
     return replace(teacher, make=made, config=config, name=words, untrained=why)

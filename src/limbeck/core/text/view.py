@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import functools
-<<<<<<< HEAD
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-=======
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
->>>>>>> main
 from typing import Any
 
 import torch
@@ -22,7 +15,7 @@ from limbeck.core.text.places import columns
 from limbeck.core.views import Lazy
 from limbeck.errors import UsageError
 
-__all__ = ["Causal", "Classifier", "body_of", "head_of", "is_linear", "within"]
+__all__ = ["Causal", "Classifier", "body_of", "head_of", "is_linear"]
 
 
 @dataclass(frozen=True)
@@ -141,24 +134,6 @@ def _weight_of(layer: Any) -> Tensor:
     whole = getattr(weight, "full_tensor", None)  # of a sharded one
     found: Tensor = weight if whole is None else whole()
     return found if torch.is_grad_enabled() else found.detach()  # a teacher's gets no graph
-
-
-@contextmanager
-def within(model: nn.Module, vocab: int | None) -> Iterator[None]:
-    """While it lasts, a model's head gives tokens beyond the first `vocab` no probability."""
-    if vocab is None:
-        yield
-        return
-
-    def cut(layer: nn.Module, x: Any, logits: Tensor) -> Tensor:
-        there = torch.arange(logits.shape[-1], device=logits.device) < vocab
-        return torch.where(there, logits, -math.inf)
-
-    hook = model.get_output_embeddings().register_forward_hook(cut)  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def is_linear(model: nn.Module, inputs: Mapping[str, Tensor], vocab: int) -> bool:

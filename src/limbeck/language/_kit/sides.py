@@ -16,14 +16,10 @@ from limbeck.core.teacher import Teacher
 from limbeck.core.teachers import BlackBox, Frozen, Nobody
 from limbeck.core.text import encode, students
 from limbeck.core.text.lora import lora
-<<<<<<< HEAD
 from limbeck.core.text.masking import Masked
-from limbeck.core.text.models import Found, load
-from limbeck.core.text.seq2seq import Seq2Seq
-=======
 from limbeck.core.text.models import Found, load, tokenizer_of
+from limbeck.core.text.seq2seq import Seq2Seq
 from limbeck.core.text.served import served
->>>>>>> main
 from limbeck.core.text.view import Causal, Classifier, is_linear
 from limbeck.core.untrained import Untrained
 from limbeck.errors import UsageError
@@ -100,13 +96,8 @@ def check_kinds(one: Found | None, two: Found, classes: int | None) -> None:
         if model is not None and model.kind != wanted:
             rows = "have labels" if classes else "have no labels"
             raise UsageError(
-<<<<<<< HEAD
-                f"the {side} {model.name} is a {model.kind} model, and these texts {rows}: with "
-                f"the student {two.name} they are for a {wanted} one"
-=======
-                f"the {side} '{model.name}' is a {model.kind} model, and these texts {rows}: they "
-                f"are for a {wanted} one"
->>>>>>> main
+                f"the {side} '{model.name}' is a {model.kind} model, and these texts {rows}: with "
+                f"the student '{two.name}' they are for a {wanted} one"
             )
 
 
@@ -118,16 +109,11 @@ def context_of(asked: int, models: Sequence[Found]) -> int:
     return int(min([asked, *sizes]))
 
 
-<<<<<<< HEAD
-def other_of(one: Found | None, two: Found) -> Any:
-    """The teacher's tokenizer, where it is not the student's; only causal models' are aligned."""
-=======
 def other_of(one: Found | None, two: Found, server: Model | None = None) -> Any:
-    """The teacher's tokenizer, where it is not the student's."""
+    """The teacher's tokenizer, where it is not the student's; only causal models' are aligned."""
     if server is not None and server.tokenizer:
         named = tokenizer_of(server.tokenizer)
         return None if encode.same(named, two.tokenizer) else named
->>>>>>> main
     if one is None or one.kind == "classifier" or encode.same(one.tokenizer, two.tokenizer):
         return None
     if two.kind != "causal":

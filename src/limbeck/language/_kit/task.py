@@ -20,11 +20,8 @@ from limbeck.core.text.masking import Masking, fixed, masked_nll
 from limbeck.core.text.models import Found, load
 from limbeck.core.text.places import IGNORED
 from limbeck.core.text.scores import bits_per_byte
-<<<<<<< HEAD
 from limbeck.core.text.seq2seq import end_of, pairs
-=======
 from limbeck.core.text.view import Causal
->>>>>>> main
 from limbeck.errors import UsageError
 from limbeck.language._kit import sides
 
@@ -91,15 +88,6 @@ def task(
     first = {name: value[:1] for name, value in sets["train"]["x"].items()}
     make = sides.adapted(two.make, rank)
     readers: dict[str, Any] = {"student": sides.reader_of(two, make, first, "")}
-<<<<<<< HEAD
-    ready = sides.teacher_of(teacher, one, pretrained)
-    if one is not None:
-        readers["teacher"] = sides.reader_of(
-            one, one.make, first, "t_" if other is not None else ""
-        )
-    elif not isinstance(ready, Nobody):
-        readers["teacher"] = readers["student"]
-=======
     if server is not None:
         words = two.tokenizer if other is None else other
         readers["teacher"] = Causal(len(words), "" if other is None else "t_")
@@ -110,8 +98,6 @@ def task(
         ready = sides.teacher_of(teacher, one, pretrained)
         if one is not None or not isinstance(ready, Nobody):
             readers["teacher"] = _reader(one, first, other) or readers["student"]
-    eos = two.tokenizer.eos_token_id
->>>>>>> main
     begins = isinstance(student, str) and student.startswith(("truncate:", "width:"))
     rows = {part: len(samples["y"]) for part, samples in sets.items()}
     return Task(
