@@ -508,7 +508,7 @@ def test_a_small_gguf_that_is_cut_short(share, tmp_path):
     whole = tiny_gguf(tmp_path / "whole.gguf").read_bytes()
     load(str(tmp_path / "whole.gguf"), "teacher").make()
     (tmp_path / "cut.gguf").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(Missing, match=r"cut.gguf cannot be read .*; it is cut short, damaged"):
+    with pytest.raises(Missing, match=r"cut.gguf' cannot be read .*; it is cut short, damaged"):
         load(str(tmp_path / "cut.gguf"), "teacher").make()
 
 

@@ -237,7 +237,7 @@ KNOWN = "give text .or content., prompt and response"
                 "data": [{"text": "a", "label": i % 2} for i in range(9)],
                 "test": [{"text": "a", "label": 2}],
             },
-            "has the class '2', which the training data lack",
+            "has the class '2' in sample 0, which the training data lack",
         ),
         ({"data": "sklearn:digits"}, "which holds no texts"),
         ({"data": "nowhere"}, "'nowhere', which is not there"),
@@ -290,7 +290,7 @@ def test_a_data_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     before = datasets.config.HF_HUB_OFFLINE
-    with pytest.raises(Missing, match=r"hf:some/set:part cannot be had \(no way there\); give a"):
+    with pytest.raises(Missing, match=r"hf:some/set:part cannot be had \(there is no connection, and no copy here\); give a"):
         read("hf:some/set:part")
     assert asked == [("some/set", "part", True)]  # else its client tries for half a minute
     assert before == datasets.config.HF_HUB_OFFLINE

@@ -79,12 +79,11 @@ def doctor(argv: list[str]) -> int:
         found, command = _after(args, argv)
     else:
         found, command = _before(args, argv, entry, values)
+    then = _next(found, command, args.folder is not None)
     if args.json:
-        print(
-            json.dumps({**found.as_dict(), "next": _next(found, command, args.folder is not None)})
-        )
+        print(json.dumps({**found.as_dict(), "next": then}))
     else:
-        _show(found, _next(found, command, args.folder is not None))
+        _show(found, then)
     return 0
 
 
