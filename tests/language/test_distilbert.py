@@ -400,5 +400,5 @@ def test_masked_models_that_cannot_be_taught(pair):
     words.mask_token = None
     with pytest.raises(UsageError, match="set its mask_token"):
         language_task((pair[0], words), "truncate:2", TEXTS, context=16)
-    with pytest.raises(UsageError, match="is for text"):
+    with pytest.raises(UsageError, match="for models that write"):
         limbeck.run("gkd", language_task(pair, "truncate:2", TEXTS, context=16))

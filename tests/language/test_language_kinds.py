@@ -228,7 +228,7 @@ def test_hidden_tokens_are_fixed_where_models_are_scored_and_drawn_anew_where_th
     [
         ("t5", "truncate:1", PLAIN, "row 0 has text, and an encoder-decoder is taught on prompts"),
         ("t5", "bart", ROWS, "another tokenizer than the student bart, and only causal models"),
-        ("t5", "bert", PLAIN, "the teacher t5 is a seq2seq model"),
+        ("t5", "bert", PLAIN, "the teacher 't5' is a seq2seq model"),
         ("bert", "truncate:1", ROWS, "plain texts, and these are answers"),
         ("bert", "t5", PLAIN, "for a seq2seq one"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,22 +15,18 @@ from limbeck.core.signals import Signal, TopK, is_whole
 from limbeck.core.task import Task
 from limbeck.core.teacher import Setting
 from limbeck.core.text.facts import Text
-from limbeck.core.text.generate import beams, generate
-from limbeck.core.text.places import IGNORED, labels, told, wanted
-from limbeck.core.text.replay import prompts_of
-from limbeck.core.text.rouge import mean_rouge_l
-from limbeck.core.text.seq2seq import is_pair
+from limbeck.core.text.places import labels, told, wanted
 from limbeck.core.views import Side, entries_of, shown
 from limbeck.errors import Missing, UsageError
 from limbeck.runs.measures import BINS
 from limbeck.runs.seen import apart, seen
 from limbeck.runs.tally import Tally
+from limbeck.runs.written import written
 
 __all__ = ["appraise"]
 
 TOKENS = 20_000
 """How many tokens of the judged set all sides are compared on."""
-PROMPTS, NEW = 8, 32
 _ROWS, _PLACES = 8, 256  # samples, and places of them, that are looked at together
 _CLOCK = Clock(0, "appraisal", 0, 1, 1)
 
@@ -86,7 +81,7 @@ def appraise(task: Task, models: Mapping[str, nn.Module], device: torch.device) 
         )
     text = task.data.get("text")
     if isinstance(text, Text) and text.other is None:
-        told["written"] = _written(text, every, table, told["sides"], device)
+        told["written"] = written(text, every, table, told["sides"], device)
     return told
 
 
@@ -201,69 +196,3 @@ def _count(
 def _parts(n: int) -> Iterator[slice]:
     for start in range(0, n, _PLACES):
         yield slice(start, min(n, start + _PLACES))
-
-
-def _written(
-    text: Text,
-    models: Mapping[str, nn.Module],
-    table: Table,
-    sides: dict[str, dict[str, Any]],
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """What each side writes, greedily, to the first prompts; how fast; how near to the text."""
-    batch = table.rows(torch.arange(min(PROMPTS, len(table)))).to(device)
-    new = min(NEW, text.context // 2)
-    ids, mask, true = _prompts(text, batch, new)
-    out = [
-        {"prompt": _words(text, row[there.bool()]), "text": _words(text, then)}
-        for row, there, then in zip(ids, mask, true, strict=True)
-    ]
-    for name, model in models.items():
-        began = time.perf_counter()
-        with evaluating(model):
-            written, held = _greedy(text, model, ids, mask, new, is_pair(batch))
-        took = time.perf_counter() - began
-        sides[name]["tokens_per_second"] = sum(map(len, written)) / took
-        sides[name] |= {} if held is None else {"cache_bytes": held}
-        said = [_words(text, row) for row in written]
-        for k, each in enumerate(said):
-            out[k][name] = each
-        near = mean_rouge_l([each["text"] for each in out], said)
-        sides[name]["rouge_l"], sides[name]["rouge_l_se"] = near
-    return out
-
-
-def _prompts(text: Text, batch: Batch, new: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Prompts (B, P) of a batch, their mask, and of each row what follows, `new` tokens at most."""
-    if is_pair(batch):
-        true = [row[row != IGNORED][:new] for row in batch.y]
-        return batch.x["source_ids"], batch.x["source_mask"], true
-    ids, mask = prompts_of(batch, new, text.context, text.pad, min(16, text.context // 4))
-    rows = zip(batch.x["ids"], batch.x["mask"], mask.sum(1), strict=True)
-    return ids, mask, [row[there.bool()][n : n + new] for row, there, n in rows]
-
-
-def _greedy(
-    text: Text, model: nn.Module, ids: Tensor, mask: Tensor, new: int, pair: bool
-) -> tuple[list[Tensor], int | None]:
-    """What a model writes to prompts, the likeliest token each time, and its cache in bytes.
-
-    Of encoder-decoders, which transformers has write, the latter is not known.
-    """
-    if pair:
-        found = beams(
-            model, ids, mask, new=new, beams=1, eos=text.eos, pad=text.pad, vocab=text.vocab
-        )
-        rows = zip(found.ids[:, 0], found.mask[:, 0].bool(), strict=True)
-        return [row[there] for row, there in rows], None
-    written = generate(
-        (model,), ids, mask, new=new, draws=None, eos=text.eos, pad=text.pad,
-        temperature=0.0, vocab=text.vocab,
-    )  # fmt: skip
-    return [row[row != IGNORED] for row in written.y], written.cache
-
-
-def _words(text: Text, ids: Tensor) -> str:
-    if text.tokenizer is None:
-        return " ".join(map(str, ids.tolist()))
-    return str(text.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
