@@ -223,6 +223,22 @@ def test_every_term_of_every_stage_is_drawn(tmp_path: Path) -> None:
     assert "label ends at 0.111" in curves
 
 
+def test_a_loss_that_still_falls_is_told(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    steps = range(100)
+    for slope, falls in ((0.05, True), (0.0, False)):
+        rows = [
+            {"stage": "fit", "step": i, "lr": 0.1, "terms": {"kd": 9 - slope * i + i % 3 / 10}}
+            for i in steps
+        ]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        quarters = [[rows[i]["terms"]["kd"] for i in range(a, a + 25)] for a in (50, 75)]
+        share = 1 - sum(quarters[1]) / sum(quarters[0])
+        told = f"their sum was {share:.0%} below the quarter before"
+        assert (told in words(folder)) == falls
+        assert ("a longer run would go further" in words(folder)) == falls
+
+
 def test_many_classes_are_those_where_most_is_lacking(tmp_path: Path) -> None:
     folder = make(tmp_path / "run")
     path = folder / "appraisal.json"

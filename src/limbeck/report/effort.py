@@ -9,7 +9,7 @@ from typing import Any
 
 from limbeck.errors import UsageError
 from limbeck.report.curves import Line, curves, key
-from limbeck.report.logs import Metrics, lines_of, read_metrics
+from limbeck.report.logs import Metrics, fell, lines_of, read_metrics
 from limbeck.report.page import Html, code, facts, figure, note, section, table, text
 from limbeck.report.plots import short
 from limbeck.report.reading import Told
@@ -69,6 +69,8 @@ def learning(told: Told) -> Html:
     drawn = []
     for what, called in kinds.items():
         logs = [read_metrics(seed.folder / "metrics.jsonl", what) for seed in told.seeds]
+        if what == "terms":
+            _, own = next(_groups(told.method, logs))
         for name, parts in _groups(told.method, logs):
             words = ", ".join(filter(None, (name, called)))
             drawn += _picture(words, parts, colours)
@@ -82,6 +84,11 @@ def learning(told: Told) -> Html:
         about.append(
             "Gradient norms are of each weighted term, taken in the student's weights a few times "
             "on the way: they show which term pulls how hard."
+        )
+    if (share := fell(own)) and share > 0.01:
+        about.append(
+            f"In its last quarter their sum was {share:.0%} below the quarter before: it was still "
+            "falling, so a longer run would go further."
         )
     if told.many:
         about.append("Lines are means over the seeds, bands reach from the lowest to the highest.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from limbeck.report.curves import Line, Point
 
-__all__ = ["Metrics", "lines_of", "read_metrics"]
+__all__ = ["Metrics", "fell", "lines_of", "read_metrics"]
 
 Metrics = dict[str, dict[str, list[tuple[int, float]]]]
 """Of one run: for each stage, for each term, (step, value)."""
@@ -79,3 +79,30 @@ def _thinned(values: Mapping[int, Sequence[float]], begin: int, most: int) -> li
         x, middle, low, high = map(statistics.fmean, zip(*some, strict=True))
         out.append((x, middle, low, high))
     return [*out, rows[-1]]
+
+
+def fell(runs: Sequence[Metrics]) -> float | None:
+    """By what share what is minimised fell from the third to the last quarter of the last stage.
+
+    None where that is not clear: too few rows, terms of either sign, or less than two standard
+    errors of the difference.
+
+    Args:
+        runs: terms of the same run with several seeds, without the teacher's and the baseline's.
+    """
+    quarters: tuple[list[float], list[float]] = ([], [])
+    for run in runs:
+        sums: dict[int, float] = {}
+        for values in (run[list(run)[-1]] if run else {}).values():
+            for step, value in values:
+                sums[step] = sums.get(step, 0.0) + value
+        ordered = [sums[step] for step in sorted(sums)]
+        n = len(ordered)
+        quarters[0].extend(ordered[n // 2 : 3 * n // 4])
+        quarters[1].extend(ordered[3 * n // 4 :])
+    third, last = quarters
+    if min(len(third), len(last)) < 8 or min(third + last) <= 0:
+        return None
+    share = 1 - statistics.fmean(last) / statistics.fmean(third)
+    error = sum(statistics.variance(part) / len(part) for part in quarters) ** 0.5
+    return share if share * statistics.fmean(third) > 2 * error else None
