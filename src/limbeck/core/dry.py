@@ -72,8 +72,7 @@ def _training(task: Task, teacher: Untrained) -> str:
     batches = task.batches()
     steps = task.budget.total(batches.per_epoch(min(task.budget.batch, batches.samples)))
     return (
-        f"the teacher '{teacher.name}': {teacher.why}, so it would be trained first, {steps} "
-        "steps, if no earlier run on this task did so"
+        f"the teacher '{teacher.name}': {teacher.why}, so it would be trained first, {steps} steps"
     )
 
 

@@ -195,8 +195,10 @@ def _budget(text: str) -> dict[str, Any]:
     """A budget by its digest, flat; empty where it is of another form."""
     try:
         told = dict(ast.literal_eval(text))
-        optimiser = told.pop("optimiser")
-        return {**told, **optimiser}
+        told |= told.pop("optimiser")
+        if told["steps"] is None and told["epochs"] is None:
+            told["epochs"] = 10  # what a budget without either means
+        return told
     except (ValueError, SyntaxError, KeyError, TypeError):
         return {}
 
