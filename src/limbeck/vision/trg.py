@@ -52,7 +52,7 @@ def as_map(x: Tensor) -> Tensor:
     for extra in range(min(EXTRA, x.shape[1] - 1) + 1) if x.dim() == 3 else ():
         side = math.isqrt(x.shape[1] - extra)
         if side * side == x.shape[1] - extra:
-            return x[:, extra:].transpose(1, 2).unflatten(2, (side, side))
+            return x[:, extra:].mT.reshape(len(x), -1, side, side)
     raise UsageError(
         f"trg relates patches, but a `feature` of shape {tuple(x.shape)} is no map (B, C, H, W) "
         "and no square of tokens (B, T, D); tap another module"

@@ -89,7 +89,8 @@ def cka(x: Tensor, y: Tensor) -> Tensor:
         f = f - f.mean(0)
         grams.append(f @ f.T)  # N x N, as features may be many more than samples
     k, m = grams
-    return (k * m).sum() / (k.norm() * m.norm()).clamp_min(torch.finfo(torch.float64).tiny)
+    lengths: Tensor = k.norm() * m.norm()
+    return (k * m).sum() / lengths.where(lengths > 0, torch.inf)
 
 
 @dataclass(frozen=True)

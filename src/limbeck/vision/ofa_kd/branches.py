@@ -70,7 +70,7 @@ class Merging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, R * R, D) -> (B, R / 2 * R / 2, out)."""
         side = math.isqrt(x.shape[1]) // 2
-        grid = x.unflatten(1, (side, 2, side, 2)).permute(0, 1, 3, 4, 2, 5)
+        grid = x.reshape(len(x), side, 2, side, 2, -1).permute(0, 1, 3, 4, 2, 5)
         out: Tensor = self.act(self.reduce(self.norm(grid.flatten(3).flatten(1, 2))))
         return out
 
