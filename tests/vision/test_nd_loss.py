@@ -248,6 +248,7 @@ def test_it_is_added_to_other_methods() -> None:
 def test_features_turn_to_the_means_and_grow() -> None:
     given = task(5, 5, budget=Budget(steps=120, batch=30, optimiser=Optimiser("adam", lr=0.02)))
 
+    @torch.no_grad()
     def seen(model: Any) -> tuple[float, float]:
         e = model[:2](X)
         t = given.teacher[:2](X)
