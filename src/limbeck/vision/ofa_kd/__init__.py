@@ -67,30 +67,14 @@ def ofa_loss(
     return -(target * log_q).sum(1)
 
 
-def stages_of(blocks: Sequence[Any]) -> list[Any]:
+def stages_of(blocks: Sequence[Any] | Tensor) -> list[Any]:
     """The stages among blocks: all up to four; of more, four at the places of the paper's ViT.
 
-    Of twelve `blocks` that is the second, fourth, tenth and twelfth.
+    Of twelve `blocks` that is the second, fourth, tenth and twelfth; a lone tensor is one stage.
     """
+    blocks = [blocks] if isinstance(blocks, Tensor) else blocks
     n = len(blocks)
     return list(blocks) if n <= STAGES else [blocks[round(n * place) - 1] for place in PLACES]
-
-
-def cka(x: Tensor, y: Tensor) -> Tensor:
-    """Linear CKA: how alike two models lay out N samples, from 0 to 1.
-
-    |X^T Y|^2 / (|X^T X| |Y^T Y|) in Frobenius norms, columns centred; rotations and scales of
-    either are not seen. The paper compares all layers of teacher and student by it.
-    Shapes: x (N, ...), y (N, ...) features -> ().
-    """
-    grams = []
-    for f in (x, y):
-        f = f.flatten(1).double()
-        f = f - f.mean(0)
-        grams.append(f @ f.T)  # N x N, as features may be many more than samples
-    k, m = grams
-    lengths: Tensor = k.norm() * m.norm()
-    return (k * m).sum() / lengths.where(lengths > 0, torch.inf)
 
 
 @dataclass(frozen=True)
@@ -114,7 +98,8 @@ class OFAKD(Objective):
     to ResNet18), 1.5 that on ImageNet (DeiT to ResNet18). Above 1 the loss grows by up to 2^gamma -
     1, where a lower rate helps.
     Relatives: branches = 0 at gamma 1 is `kd` at tau 1; `dhkd` splits heads too; `fitnets` compares
-    what is inside, which another architecture lays out otherwise.
+    what is inside, which another architecture lays out otherwise (`limbeck doctor` tells by CKA how
+    much).
 
     Example:
         >>> import torch
