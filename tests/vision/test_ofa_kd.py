@@ -1,4 +1,4 @@
-"""ofa_kd: the loss by hand and by loops, branches of every form, CKA, pairs of architectures."""
+"""ofa_kd: the loss by hand and by loops, branches of every form, pairs of architectures."""
 
 import math
 from dataclasses import replace
