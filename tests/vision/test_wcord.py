@@ -141,7 +141,7 @@ def test_the_gradient_is_through_the_cost_alone_as_the_envelope_says() -> None:
 def plain(critic: Critic, t: Tensor, s: Tensor) -> Tensor:
     """g of one pair, on both embeddings side by side."""
     inner = critic.first.weight @ torch.cat((t, s)) + critic.first.bias
-    return critic.last.weight[0] @ inner.relu() + critic.last.bias[0]
+    return critic.last.weight[0] @ inner.relu()
 
 
 def test_the_critic_is_two_layers_on_both_embeddings_by_each_road() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -47,7 +48,7 @@ class Critic(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.first = spectral_norm(nn.Linear(2 * dim, hidden))
-        self.last = spectral_norm(nn.Linear(hidden, 1))
+        self.last = spectral_norm(nn.Linear(hidden, 1, bias=False))  # which would cancel
 
     def forward(
         self, rows: Tensor, t: Tensor, bank_s: Tensor, bank_t: Tensor, s: Tensor
@@ -58,13 +59,15 @@ class Critic(nn.Module):
         of a bank, or where that is less its rows.
         Shapes: rows (B, K) numbers, t, s (B, D), bank_s, bank_t (N, D) -> (B, K) twice.
         """
-        of_t, of_s = self.first.weight.chunk(2, 1)
-        bias, last, shift = self.first.bias, self.last.weight[0], self.last.bias
+        layers: Any = (self.first, self.last)  # whose types torch's parametrisation hides
+        of_t, of_s = layers[0].weight.chunk(2, 1)
+        bias, last = layers[0].bias, layers[1].weight[0]
 
         def paired(anchor: Tensor, mine: Tensor, bank: Tensor, theirs: Tensor) -> Tensor:
             whole = len(bank) <= rows.numel()
             other = (bank @ theirs.T)[rows] if whole else bank[rows] @ theirs.T
             inner: Tensor = (anchor @ mine.T)[:, None] + other + bias
-            return inner.relu() @ last + shift
+            values: Tensor = inner.relu() @ last
+            return values
 
         return paired(t, of_t, bank_s, of_s), paired(s, of_s, bank_t, of_t)
