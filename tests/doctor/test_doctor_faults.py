@@ -147,6 +147,24 @@ def test_a_teacher_without_its_weights_is_at_chance() -> None:
     assert "at chance" in found["inputs"].says
 
 
+def test_a_teacher_that_knows_its_training_samples_only() -> None:
+    """Right on what it was trained on, at chance on all else: it may label nothing."""
+    given = task()
+    x, y = scaled(draw(400, 2)[0]), draw(400, 2)[1]
+
+    class ByHeart(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            near = torch.cdist(z, x, compute_mode="donot_use_mm_for_euclid_dist")
+            known = near.amin(1) < 1e-5
+            noise = (z.abs().sum(1) * 1000).long() % CLASSES  # blind to what z is of
+            return 9 * nn.functional.one_hot(torch.where(known, y[near.argmin(1)], noise), CLASSES)
+
+    found = diagnose(replace(given, teacher=ByHeart(), taps={}))
+    assert found["teacher"].state == "bad"
+    assert found["teacher"].says.endswith(": it is at chance")
+    assert "can label" not in found["data"].advice
+
+
 def test_a_teacher_that_was_stopped_too_early() -> None:
     """It is right on less than half of what it was shown."""
     whole = task()

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from limbeck.core.first_look import classes_of
 from limbeck.core.sources import models, tables
-from limbeck.core.sources.classes import check_names
+from limbeck.core.sources.classes import check_teacher
 from limbeck.core.sources.models import Made
 from limbeck.core.sources.reading import Reader, teachers_reader
 from limbeck.core.sources.sets import Standardise, parts, told
@@ -198,8 +198,7 @@ def _teacher(
             from limbeck.core.remote import served
 
             return served(model.name, x[:1], names=names, requests=requests)
-        if model.kind == "run":
-            check_names(model.name, names)
+        check_teacher(model, names)
         made = _named(model, x, classes)
     elif given is None or isinstance(given, Teacher):
         return as_teacher(given)

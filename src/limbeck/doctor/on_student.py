@@ -52,9 +52,7 @@ def data(seen: Seen) -> Finding:
     noise = limits.NOISE * error_of(held, seen.count("held") or 1)
     if train - held < max(limits.GAP_WATCH, noise if seen.count("held") else 0.0):
         return Finding("data", "good", says)
-    advice = (
-        "more samples: the teacher can label any that look like these (or augment them: "
-        "--augment crop,flip)"
-    )
+    able = "" if seen.at_chance else ": the teacher can label any that look like these"
+    advice = f"more samples{able} (or augment them: --augment crop,flip)"
     bad = train - held >= limits.GAP_BAD
     return Finding("data", "bad" if bad else "watch", says, advice)

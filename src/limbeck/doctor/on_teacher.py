@@ -42,6 +42,9 @@ def better(seen: Seen) -> Finding:
     if own is not None and own < limits.LEARNED and not seen.misread:
         says += f", and is right on {own:.3f} of the training samples only"
         return Finding("teacher", "bad", says, "train the teacher longer: it has learned little")
+    if seen.at_chance:
+        advice = "it knows nothing of new samples: give more, or augment them (--augment crop,flip)"
+        return Finding("teacher", "bad", f"{says}: it is at chance", advice)
     if t > s or (after and side == "student" and t > s - noise):
         return Finding("teacher", "good", says)
     if s - t <= noise and noise > limits.TELLS:

@@ -11,6 +11,7 @@ import torch
 from limbeck.core.card import parse_needs
 from limbeck.core.method import Method
 from limbeck.core.task import Task
+from limbeck.doctor import limits
 from limbeck.doctor.feed import Better, Order
 from limbeck.doctor.probe import Tried
 from limbeck.doctor.rates import Alone
@@ -86,6 +87,14 @@ class Seen:
     def misread(self) -> bool:
         """Whether the teacher is fed or read wrongly, so that what it taught counts for nothing."""
         return self.inputs is not None or self.order is not None or self.softmaxed
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the teacher, fed and read rightly, is at chance on held-out samples."""
+        t, share = self.score("teacher", "held"), self.share("held")
+        if t is None or share is None or self.misread:
+            return False
+        return t < min(limits.CHANCE * share, share + limits.ABOVE)
 
     def needs(self) -> set[str]:
         """What the method asks of the teacher, by its card and as it did."""

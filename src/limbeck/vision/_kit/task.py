@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from limbeck.core.data import Table
-from limbeck.core.sources.classes import check_names
+from limbeck.core.sources.classes import check_teacher
 from limbeck.core.sources.sets import told
 from limbeck.core.sources.specs import model_of
 from limbeck.core.task import Budget, Task
@@ -75,11 +75,8 @@ def task(
     one = sides.teacher_of(teacher, classes, pretrained, augment)
     if one.net is not None and set(one.net.names) == set(loaded.names):
         loaded = loaded.renamed(one.net.names)  # labels are numbered as its weights know them
-    elif (
-        isinstance(teacher, str | Path)
-        and (model := model_of(str(teacher), "teacher")).kind == "run"
-    ):
-        check_names(model.name, loaded.names)
+    elif isinstance(teacher, str | Path):
+        check_teacher(model_of(str(teacher), "teacher"), loaded.names)
     seen, x = _looked(loaded), loaded.sets["train"].x
     fit = partial(settle, look=seen, classes=classes, x=None if x is None else x[:2])
     two = fit(sides.student_of(student, classes))
