@@ -1,6 +1,7 @@
 """Words with tags: from files to a token classifier that transformers loads again."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def bert(layers, names=(), head="TokenClassification"):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Folders of a model: `masked`, and with a head for tags `tagger`, `turned`, `more`, `other`."""
+    """Folders `masked`, and of heads for tags `tagger`, `turned`, `more`, `other`; `tags.jsonl`."""
     folder = tmp_path_factory.mktemp("tagging")
     torch.manual_seed(0)
     bert(2, head="MaskedLM").save_pretrained(folder / "masked")
@@ -143,7 +144,7 @@ def test_a_teacher_of_other_tags_is_trained_first(place):
     for name, why in (("masked", "no head for tags"), ("other", r"for other tags \(P, Q, R\)")):
         made = task(str(place / name), "truncate:1", ROWS, context=32)
         assert isinstance(made.teacher, Untrained)
-        assert __import__("re").search(why, made.teacher.why)
+        assert re.search(why, made.teacher.why)
         assert made.teacher.new().config.id2label == dict(enumerate(NAMES))
 
 

@@ -15,8 +15,8 @@ __all__ = ["lora", "merged"]
 def lora(model: nn.Module, rank: int, alpha: float) -> nn.Module:
     """Give all linear layers but the head low-rank adapters, in place; they alone train.
 
-    The head of a classifier, of texts or of their words, trains whole. Adapters start as nothing: the wrapped model
-    answers as the model does. They are drawn by the generators that the caller seeds.
+    The head of a classifier, of texts or of their words, trains whole. Adapters start as nothing:
+    the wrapped model answers as the model does. They are drawn by the generators that the caller seeds.
 
     Args:
         model: of transformers.
@@ -34,11 +34,14 @@ def lora(model: nn.Module, rank: int, alpha: float) -> nn.Module:
     peft = library("peft")
     kinds = {"SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS"}
     name = type(model).__name__
+    kind = next((task for kind, task in kinds.items() if kind in name), None)
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
         target_modules="all-linear",
-        task_type=next((task for kind, task in kinds.items() if kind in name), None),
+        task_type=kind,
+        # peft keeps "all-linear" off the heads of classifiers of texts only
+        exclude_modules=["classifier", "score"] if kind == "TOKEN_CLS" else None,
     )
     made: nn.Module = peft.get_peft_model(model, config)
     return made
