@@ -16,7 +16,8 @@ def lora(model: nn.Module, rank: int, alpha: float) -> nn.Module:
     """Give all linear layers but the head low-rank adapters, in place; they alone train.
 
     The head of a classifier, of texts or of their words, trains whole. Adapters start as nothing:
-    the wrapped model answers as the model does. They are drawn by the generators that the caller seeds.
+    the wrapped model answers as the model does. They are drawn by the generators that the caller
+    seeds.
 
     Args:
         model: of transformers.

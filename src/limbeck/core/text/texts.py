@@ -102,7 +102,7 @@ def in_order(found: Texts, theirs: Mapping[int, str]) -> tuple[Texts, tuple[str,
     order = tuple(str(theirs[i]) for i in sorted(theirs))
     if order == found.names or not set(found.names) <= set(order):
         return found, found.names
-    sets = {
+    sets: dict[str, Any] = {
         part: renumbered(getattr(found, part), found.names, order)
         for part in ("train", "valid", "test")
     }
