@@ -216,7 +216,7 @@ def test_adapters_train_beside_a_whole_head(place):
 
 def test_methods_that_write_say_what_runs(place):
     made = task(str(place / "tagger"), "truncate:1", ROWS, context=32)
-    for key, fields in (("gkd", {"own": 0.5}), ("seqkd", {}), ("distilbert", {})):
+    for key, fields in (("kd", {}), ("gkd", {"own": 0.5}), ("seqkd", {}), ("distilbert", {})):
         with pytest.raises(UsageError, match=r"tag words; run gkd with own=0"):
             limbeck.run(key, made, **fields)
 
