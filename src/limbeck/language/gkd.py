@@ -8,13 +8,13 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from limbeck.core.card import Card
-from limbeck.core.data import Batch
+from limbeck.core.data import Batch, Batches
 from limbeck.core.engine import fit
 from limbeck.core.losses.divergences import Divergence
 from limbeck.core.method import Clock, Mean, Objective, Result, number
 from limbeck.core.run import current
 from limbeck.core.task import Task
-from limbeck.core.text.facts import text_of
+from limbeck.core.text.facts import TaggedText, text_of
 from limbeck.core.text.onpolicy import OnPolicy, Source
 from limbeck.core.text.places import Per, count, matched
 from limbeck.core.views import Side
@@ -99,12 +99,19 @@ class GKD(Objective):
 
     def run(self, task: Task) -> Result:
         """One fit, of which a share of the steps is on the student's texts."""
+        student, teacher = current().student(task), task.the_teacher()
+        fitted = fit(self, student, teacher, self._batches(task), name="fit", task=task)
+        return Result(model=fitted.student, log=fitted.log)
+
+    def _batches(self, task: Task) -> Batches:
+        """The data's, some with written responses; tags are of the data's words alone."""
+        tagged = isinstance(task.data.get("text"), TaggedText)
+        if tagged and not self.own and self.other == "data":
+            return task.batches()
         text = text_of(task)
         new = self.new or text.context // 2
         batches = Mixed(
             task.batches(), text, new=new, temperature=self.temperature, least=self.least
         )
         batches.own, batches.other = self.own, self.other
-        student, teacher = current().student(task), task.the_teacher()
-        fitted = fit(self, student, teacher, batches, name="fit", task=task)
-        return Result(model=fitted.student, log=fitted.log)
+        return batches

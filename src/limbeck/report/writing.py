@@ -22,19 +22,24 @@ EXAMPLES = 4
 _LONG = 400  # characters of a text that are shown
 
 
-def _rows(told: Told) -> Iterator[tuple[str, list[str]]]:
+def _rows(told: Told, tags: bool) -> Iterator[tuple[str, list[str]]]:
     """Each number's name and its words for the sides; with its standard error over texts."""
     for key, name in (
         ("bits_per_byte", "bits per byte"),
-        ("nll", "negative log-likelihood of a token"),
+        ("nll", f"negative log-likelihood of a {'tag' if tags else 'token'}"),
     ):
         yield name, [_with_error(told, "sides", side, key) for side in SIDES]
-    yield "perplexity", [number(told.each("sides", side, "perplexity")) for side in SIDES]
+    if not tags:
+        yield "perplexity", [number(told.each("sides", side, "perplexity")) for side in SIDES]
     right = [told.mean("sides", side, "top1") for side in SIDES]
-    yield "likeliest token is the next one", ["" if r is None else percent(r) for r in right]
+    likeliest = "likeliest tag is the word's" if tags else "likeliest token is the next one"
+    yield likeliest, ["" if r is None else percent(r) for r in right]
     yield "KL divergence from the teacher", [_with_error(told, "agreement", s, "kl") for s in SIDES]
     same = [told.mean("agreement", side, "top1") for side in SIDES]
-    yield "same likeliest token as the teacher", ["" if r is None else percent(r) for r in same]
+    yield (
+        f"same likeliest {'tag' if tags else 'token'} as the teacher",
+        ["" if r is None else percent(r) for r in same],
+    )
     yield "ROUGE-L of what it writes", [_with_error(told, "sides", s, "rouge_l") for s in SIDES]
     speeds = [told.mean("sides", side, "tokens_per_second") for side in SIDES]
     yield "tokens written in a second", ["" if v is None else f"{v:,.0f}" for v in speeds]
@@ -56,14 +61,19 @@ def _with_error(told: Told, *path: str) -> str:
 
 def prediction(told: Told) -> Html:
     """What the language models of a run are like, in one table."""
-    if told.first.at("kind") != "text":
+    tags = told.first.at("kind") == "tags"
+    if not tags and told.first.at("kind") != "text":
         return Html("")
-    rows = [(name, cells) for name, cells in _rows(told) if any(cells)]
+    rows = [(name, cells) for name, cells in _rows(told, tags) if any(cells)]
     used = [i for i in range(len(SIDES)) if any(cells[i] for _, cells in rows)]
     head = ["", *(CALLED[SIDES[i]] for i in used)]
     body = [(name, *(cells[i] for i in used)) for name, cells in rows]
     tokens, where = told.first.at("tokens"), told.first.at("set")
     caption = f"On {tokens:,} tokens of the {where} set; ± is the standard error over its texts."
+    if tags:
+        caption = f"On {tokens:,} words of the {where} set; ± is the standard error over its rows."
+        about = "Negative log-likelihood and KL divergence, in nats a word: less is better."
+        return section("As taggers of words", table(head, body, caption), note(about))
     about = "Bits per byte, KL divergence and perplexity: less is better. Logarithms are natural."
     return section("As language models", table(head, body, caption), note(about))
 

@@ -17,6 +17,7 @@ FILE = "model.safetensors"
 _AUTO = (
     "AutoModelForImageClassification",
     "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
     "AutoModelForCausalLM",
     "AutoModelForMaskedLM",
     "AutoModelForSeq2SeqLM",

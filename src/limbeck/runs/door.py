@@ -14,6 +14,8 @@ from limbeck.core.progress import Progress
 from limbeck.core.rng import globals_kept
 from limbeck.core.run import Run
 from limbeck.core.task import Task
+from limbeck.core.text.facts import TaggedText
+from limbeck.errors import UsageError
 from limbeck.runs import finish, teaching
 
 
@@ -61,6 +63,12 @@ def run(
     if taps:
         task = dataclasses.replace(task, taps={**task.taps, **taps})
     identity.check_task(task, chosen)
+    tagged, card = isinstance(task.data.get("text"), TaggedText), getattr(chosen, "card", None)
+    if tagged and card is not None and "logits" in card.needs:
+        raise UsageError(
+            f"{card.key} takes one answer a sample, and the models of the task '{task.name}' tag "
+            "words; run gkd with own=0 and other=data"
+        )
     folder = Path(out) if out is not None else None
     shown = Progress(progress)
     with (

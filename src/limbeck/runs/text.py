@@ -14,7 +14,7 @@ from limbeck.core.method import Clock
 from limbeck.core.signals import Signal, TopK, is_whole
 from limbeck.core.task import Task
 from limbeck.core.teacher import Setting
-from limbeck.core.text.facts import Text
+from limbeck.core.text.facts import TaggedText, Text
 from limbeck.core.text.places import labels, told, wanted
 from limbeck.core.views import Side, entries_of, shown
 from limbeck.errors import Missing, UsageError
@@ -40,7 +40,8 @@ def appraise(task: Task, models: Mapping[str, nn.Module], device: torch.device) 
         device: the run's.
 
     Returns:
-        JSON without NaN: `kind` "text", `set`, `samples`, `tokens`, `score_name`, `score_higher`;
+        JSON without NaN: `kind` "text" or, of words' tags, "tags", `set`, `samples`, `tokens`,
+        `score_name`, `score_higher`;
         `sides`: of each `nll` in nats a token with `nll_se` over texts, `perplexity`, `top1` (the
         next token is the likeliest), `entropy`, `ece` and `reliability` over tokens,
         `bits_per_byte` where bytes are known, `parameters`, `bytes`, `tokens_per_second` of greedy
@@ -53,7 +54,7 @@ def appraise(task: Task, models: Mapping[str, nn.Module], device: torch.device) 
     tallies, tokens, samples, silent = _tallied(task, models, table, device)
     compared = "teacher" in tallies
     told: dict[str, Any] = {
-        "kind": "text",
+        "kind": "tags" if isinstance(task.data.get("text"), TaggedText) else "text",
         "set": task.judged,
         "samples": samples,
         "tokens": tokens,

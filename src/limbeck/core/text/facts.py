@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.core.task import Task
 from limbeck.errors import Missing, UsageError
 
-__all__ = ["MaskedText", "Text", "text_of"]
+__all__ = ["MaskedText", "TaggedText", "Text", "text_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +51,36 @@ class MaskedText:
     tokenizer: Any = None
 
 
+@dataclass(frozen=True, eq=False)
+class TaggedText:
+    """The text side of a task of tagging words, at `task.data["text"]`.
+
+    Attributes:
+        context: tokens of a sample at most.
+        tokenizer: of both sides.
+    """
+
+    context: int
+    tokenizer: Any = None
+
+
 def text_of(task: Task) -> Text:
     """The text side of a task of models that write.
 
     Raises:
         Missing: the task is not of text.
-        UsageError: its models are masked ones.
+        UsageError: its models are masked ones, or tag words.
     """
     found = task.data.get("text")
     if isinstance(found, MaskedText):
         raise UsageError(
             f"this method is for models that write, and those of the task '{task.name}' fill in "
             "hidden tokens; give causal ones, or run distilbert"
+        )
+    if isinstance(found, TaggedText):
+        raise UsageError(
+            f"this method is for models that write, and those of the task '{task.name}' tag words; "
+            "run gkd with own=0 and other=data"
         )
     if not isinstance(found, Text):
         raise Missing(

@@ -15,8 +15,9 @@ __all__ = ["lora", "merged"]
 def lora(model: nn.Module, rank: int, alpha: float) -> nn.Module:
     """Give all linear layers but the head low-rank adapters, in place; they alone train.
 
-    The head of a classifier of texts trains whole. Adapters start as nothing: the wrapped model
-    answers as the model does. They are drawn by the generators that the caller seeds.
+    The head of a classifier, of texts or of their words, trains whole. Adapters start as nothing:
+    the wrapped model answers as the model does. They are drawn by the generators that the caller
+    seeds.
 
     Args:
         model: of transformers.
@@ -32,12 +33,16 @@ def lora(model: nn.Module, rank: int, alpha: float) -> nn.Module:
     if hasattr(model, "peft_config"):
         raise UsageError("the model has adapters already; merge them first")
     peft = library("peft")
-    classifier = "SequenceClassification" in type(model).__name__
+    kinds = {"SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS"}
+    name = type(model).__name__
+    kind = next((task for kind, task in kinds.items() if kind in name), None)
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
         target_modules="all-linear",
-        task_type="SEQ_CLS" if classifier else None,
+        task_type=kind,
+        # peft keeps "all-linear" off the heads of classifiers of texts only
+        exclude_modules=["classifier", "score"] if kind == "TOKEN_CLS" else None,
     )
     made: nn.Module = peft.get_peft_model(model, config)
     return made

@@ -20,15 +20,19 @@ from limbeck.core.sources.models import from_file, from_run, load_weights
 from limbeck.core.sources.specs import Model, model_of
 from limbeck.core.text import students
 from limbeck.core.text.gguf import read_once
+from limbeck.core.text.tagged import head_for
 from limbeck.errors import Missing, UsageError
 
 __all__ = ["Found", "Kind", "load", "tokenizer_of"]
 
-Kind = Literal["causal", "masked", "classifier", "seq2seq"]
+Kind = Literal["causal", "masked", "classifier", "tagger", "seq2seq"]
+Classes = int | tuple[str, ...] | None
+"""How many classes texts have, or the names of their words' tags."""
 _AUTO: dict[Kind, str] = {
     "causal": "AutoModelForCausalLM",
     "masked": "AutoModelForMaskedLM",
     "classifier": "AutoModelForSequenceClassification",
+    "tagger": "AutoModelForTokenClassification",
     "seq2seq": "AutoModelForSeq2SeqLM",
 }
 _GIVE = "hf:ID, a folder of save_pretrained, FILE.gguf, FILE.py:NAME or a run's folder"
@@ -63,7 +67,7 @@ class Found:
 
 
 def load(
-    given: Any, side: str, classes: int | None = None, dtype: torch.dtype = torch.float32
+    given: Any, side: str, classes: Classes = None, dtype: torch.dtype = torch.float32
 ) -> Found:
     """Find the model and the tokenizer that words or values of Python name.
 
@@ -71,7 +75,8 @@ def load(
         given: words ("hf:ID", a folder, FILE.gguf, FILE.py:NAME, a run's folder), a `specs.Model`,
             (model, tokenizer), or a model with its tokenizer as the attribute `tokenizer`.
         side: "teacher" or "student", for the sentences.
-        classes: of labelled texts: hf:ID and a folder then name a classifier of so many classes.
+        classes: of labelled texts: hf:ID and a folder then name a classifier of so many classes; of
+            tagged words, a tuple of names: a tagger. A teacher may have further tags.
         dtype: of the weights that are read from a folder, the hub or a GGUF file.
 
     Raises:
@@ -107,7 +112,7 @@ def tokenizer_of(words: str) -> Any:
     return _padded(made, f"the tokenizer {words}")
 
 
-def _of_words(model: Model, side: str, classes: int | None, dtype: torch.dtype) -> Found:
+def _of_words(model: Model, side: str, classes: Classes, dtype: torch.dtype) -> Found:
     """hf:ID, hf:FOLDER, FILE.gguf: the configuration and tokenizer now, the weights by `make`."""
     transformers = library("transformers")
     place, packed = model.name, {}
@@ -127,7 +132,7 @@ def _of_words(model: Model, side: str, classes: int | None, dtype: torch.dtype) 
         if len(made) <= len(made.all_special_tokens):  # what transformers makes of no files
             raise FileNotFoundError("it has no files there")
     tokenizer = _checked(made, config, f"the {side}")
-    why = _classes(config, named, classes) if model.weights is None else ""
+    why = _classes(config, named, side, classes) if model.weights is None else ""
 
     def read() -> tuple[nn.Module, list[str]]:
         """The module, and the names of weights that it draws."""
@@ -156,8 +161,10 @@ def _of_words(model: Model, side: str, classes: int | None, dtype: torch.dtype) 
     return Found(make, tokenizer, kind, model.short, config, architecture, why)
 
 
-def _classes(config: Any, named: str, classes: int | None) -> str:
+def _classes(config: Any, named: str, side: str, classes: Classes) -> str:
     """Tell a configuration the number of classes; why the head must be drawn then, if it must."""
+    if isinstance(classes, tuple):
+        return head_for(config, named, classes, more=side == "teacher")
     there = config.num_labels
     if classes not in (None, there):
         config.num_labels = classes
@@ -168,12 +175,12 @@ def _classes(config: Any, named: str, classes: int | None) -> str:
     )
 
 
-def _kind_of(config: Any, named: str, model: Model, side: str, classes: int | None) -> Any:
+def _kind_of(config: Any, named: str, model: Model, side: str, classes: Classes) -> Any:
     """What a model does, and its class: as it is named, else what its kind of model can do."""
     there = _architectures(config)
     kind = next((k for k, c in there.items() if c.__name__ == named), None)
     if classes is not None:
-        kind = "classifier"
+        kind = "tagger" if isinstance(classes, tuple) else "classifier"
     elif config.is_encoder_decoder:
         kind = "seq2seq"
     elif kind is None:
@@ -231,12 +238,12 @@ def _of_value(given: Any, who: str) -> Found:
     return Found(make, tokenizer, kind, name, config, type(module))
 
 
-def _of_file(model: Model, side: str, classes: int | None) -> Found:
+def _of_file(model: Model, side: str, classes: Classes) -> Found:
     """FILE.py:NAME: a pair, or as for any room a module, function or class, with a `tokenizer`."""
     value, who = own.value_of(model.name), f"the {side} '{model.text}'"
     if isinstance(value, tuple):
         return replace(_of_value(value, who), name=model.short)
-    made = from_file(model, classes)
+    made = from_file(model, len(classes) if isinstance(classes, tuple) else classes)
     with globals_kept():
         found = _of_value(made.make(), who)
     why = "" if made.trained else "it has no weights"
@@ -246,15 +253,17 @@ def _of_file(model: Model, side: str, classes: int | None) -> Found:
 def _of_run(model: Model, side: str, dtype: torch.dtype) -> Found:
     """A run's student, made as its words say, with the tokenizer that they bring."""
 
-    def named(words: str, classes: int | None) -> Found:
+    def named(words: str, classes: Classes) -> Found:
+        classes = tuple(names) if tagged else classes
         if not students.is_words(words):
             return load(words, side, classes, dtype)
         teacher = load(told["request"]["own"]["teacher"], "teacher", classes, dtype)
         return students.found(words, teacher)
 
-    made = from_run(model, lambda words, classes: named(words, classes).make())
     told = read_json(Path(model.name) / "run.json")
-    names = (told.get("about") or {}).get("names") or ()
+    about = told.get("about") or {}
+    names, tagged = about.get("names") or (), about.get("tags", False)
+    made = from_run(model, lambda words, classes: named(words, classes).make())
     found = named(told["request"]["own"]["student"], len(names) or None)
     return replace(found, make=made.make, name=made.name, untrained="")
 

@@ -77,7 +77,8 @@ def _table(value: Any, what: str) -> Raw:
 
 def _of_dataset(value: Any, what: str) -> Raw:
     plain = value.with_format(None)
-    features = {name: getattr(f, "names", None) for name, f in (value.features or {}).items()}
+    each = {name: getattr(f, "feature", f) for name, f in (value.features or {}).items()}
+    features = {name: getattr(f, "names", None) for name, f in each.items()}
     classes = {name: tuple(names) for name, names in features.items() if names}
     return Raw(what, tuple(value.column_names), len(value), lambda n: list(plain[n]), classes)
 

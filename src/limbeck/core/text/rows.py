@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from limbeck.core.sources.labels import numbered
+from limbeck.core.text.tagged import TAGS, rows_of
 from limbeck.errors import Missing, UsageError, nearest
 
 __all__ = ["Raw", "Shape", "Taken", "joined", "of_values", "shape_of", "taken"]
@@ -27,7 +28,7 @@ PAIRS = (
 
 WANTED = (
     "text (or content), prompt and response (or completion), question and answer, instruction and "
-    "output, messages, or text and label"
+    "output, messages, text and label, or tokens and tags"
 )
 
 
@@ -120,14 +121,19 @@ def shape_of(raw: Raw, target: str | None) -> Shape:
     """
     there = raw.columns
     text = next((name for name in TEXTS if name in there), None)
+    tags = next((name for name in (target, *TAGS) if name in there), None)
     if target is not None:
         if target not in there:
             raise Missing(f"{raw.what} has no column '{target}' for the target{_among(there)}")
+        if "tokens" in there and (text is None or target in TAGS):
+            return Shape("tags", ("tokens",), target)
         if text is None or text == target:
             raise UsageError(
                 f"{raw.what} has no column of texts beside '{target}'{_among(there)}; call it text"
             )
         return Shape("label", (text,), target)
+    if "tokens" in there and tags is not None:
+        return Shape("tags", ("tokens",), tags)
     if "messages" in there:
         return Shape("chat", ("messages",))
     for prompts, response in PAIRS:
@@ -183,6 +189,8 @@ def taken(raw: Raw, shape: Shape, known: Sequence[str] | None = None) -> Taken:
         rows: list[Row | None] = [_chat(m, i, raw.what) for i, m in enumerate(cells["messages"])]
     elif shape.kind == "pair":
         rows = _pairs(cells, raw.what)
+    elif shape.kind == "tags":
+        return _tagged(raw, shape, known)
     else:
         [(name, texts)] = cells.items()
         rows = [{"text": t} if _text(t, name, i, raw.what) else None for i, t in enumerate(texts)]
@@ -202,10 +210,21 @@ def taken(raw: Raw, shape: Shape, known: Sequence[str] | None = None) -> Taken:
     return Taken(kept, numbers, _left_out(len(rows) - len(kept), raw, shape), names)
 
 
+def _tagged(raw: Raw, shape: Shape, known: Sequence[str] | None) -> Taken:
+    """The rows of words with a tag each."""
+    assert shape.label is not None
+    cells, tags = raw.column("tokens"), raw.column(shape.label)
+    rows, names = rows_of(cells, tags, raw.what, raw.classes.get(shape.label), known)
+    kept = {i: row for i, row in enumerate(rows) if row is not None}
+    notes = _left_out(len(rows) - len(kept), raw, shape)
+    return Taken([*kept.values()], [*kept], notes, names)
+
+
 def _left_out(count: int, raw: Raw, shape: Shape) -> tuple[str, ...]:
     if not count:
         return ()
     lacking = {"pair": "prompt or response", "chat": "message", "label": "text or label"}
+    lacking["tags"] = "words"
     what = lacking.get(shape.kind, "text")
     return (f"{count:,} of {raw.size:,} rows of {raw.what} have no {what} and were left out",)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ import torch
 from limbeck.core.sources.split import hold_out, split
 from limbeck.core.text.origins import tables_of
 from limbeck.core.text.rows import Row, Taken, shape_of, taken
+from limbeck.core.text.tagged import renumbered
 from limbeck.errors import UsageError
 
-__all__ = ["Texts", "read"]
+__all__ = ["Texts", "in_order", "read"]
 
 SHARE = 0.1
 MOST = 2000
@@ -25,7 +26,8 @@ class Texts:
     """Rows of three sets.
 
     A row is {"text"}, {"prompt", "response"}, {"messages": [{"role", "content"}, ...]} or
-    {"text", "label"}, the label being the number of a class.
+    {"text", "label"}, the label being the number of a class, or {"tokens", "tags"}, words and the
+    number of each one's tag.
 
     Attributes:
         train, valid, test: the rows.
@@ -90,6 +92,21 @@ def read(data: Any, test: Any = None, target: str | None = None) -> Texts:
     given = {part: [sets["train"].numbers[i] for i in picked] for part, picked in cut.items()}
     names = sets["train"].names
     return Texts(**rows, made=bool(cut), name=name, notes=tuple(notes), names=names, cut=given)
+
+
+def in_order(found: Texts, theirs: Mapping[int, str]) -> tuple[Texts, tuple[str, ...]]:
+    """Tagged rows with their tags numbered as a teacher's are, and the tags' names.
+
+    They stay as they are where it has not all of them.
+    """
+    order = tuple(str(theirs[i]) for i in sorted(theirs))
+    if order == found.names or not set(found.names) <= set(order):
+        return found, found.names
+    sets: dict[str, Any] = {
+        part: renumbered(getattr(found, part), found.names, order)
+        for part in ("train", "valid", "test")
+    }
+    return replace(found, **sets, names=order), order
 
 
 # --- holding out ---------------------------------------------------------------------------------

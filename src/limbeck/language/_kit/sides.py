@@ -17,9 +17,10 @@ from limbeck.core.teachers import BlackBox, Frozen, Nobody
 from limbeck.core.text import encode, students
 from limbeck.core.text.lora import lora
 from limbeck.core.text.masking import Masked
-from limbeck.core.text.models import Found, load, tokenizer_of
+from limbeck.core.text.models import Classes, Found, load, tokenizer_of
 from limbeck.core.text.seq2seq import Seq2Seq
 from limbeck.core.text.served import served
+from limbeck.core.text.tagged import Tagger
 from limbeck.core.text.view import Causal, Classifier, is_linear
 from limbeck.core.untrained import Untrained
 from limbeck.errors import UsageError
@@ -32,7 +33,7 @@ def is_ready(teacher: Any) -> bool:
     return teacher is None or teacher == "none" or isinstance(teacher, Teacher)
 
 
-def server_of(teacher: Any, classes: int | None) -> Model | None:
+def server_of(teacher: Any, classes: Classes) -> Model | None:
     """What words say of a teacher behind an OpenAI-compatible server, if they name one."""
     if not (isinstance(teacher, str) and teacher.startswith("openai:")):
         return None
@@ -79,7 +80,7 @@ def once(found: Found) -> Found:
     return replace(found, make=make) if found.trained else found
 
 
-def student_of(given: Any, teacher: Found | None, classes: int | None) -> Found:
+def student_of(given: Any, teacher: Found | None, classes: Classes) -> Found:
     if not (isinstance(given, str) and students.is_words(given)):
         return load(given, "student", classes)
     if teacher is None:
@@ -90,15 +91,24 @@ def student_of(given: Any, teacher: Found | None, classes: int | None) -> Found:
     return students.found(given, teacher)
 
 
-def check_kinds(one: Found | None, two: Found, classes: int | None) -> None:
-    wanted = "classifier" if classes else "causal" if two.kind == "classifier" else two.kind
+def check_kinds(one: Found | None, two: Found, classes: Classes) -> None:
+    own = "causal" if two.kind in ("classifier", "tagger") else two.kind
+    wanted = ("tagger" if isinstance(classes, tuple) else "classifier") if classes else own
     for side, model in (("teacher", one), ("student", two)):
         if model is not None and model.kind != wanted:
-            rows = "have labels" if classes else "have no labels"
+            labels = "tags" if isinstance(classes, tuple) else "labels"
+            rows = f"have {labels}" if classes else "have no labels"
             raise UsageError(
                 f"the {side} '{model.name}' is a {model.kind} model, and these texts {rows}: with "
                 f"the student '{two.name}' they are for a {wanted} one"
             )
+        if model is not None and isinstance(classes, tuple):
+            theirs = model.config.num_labels
+            if theirs != len(classes):  # a module that was given, or a file's
+                raise UsageError(
+                    f"the {side} '{model.name}' has {theirs} tags and the data {len(classes)} "
+                    f"({', '.join(classes)}); give a model with a head for these"
+                )
 
 
 def context_of(asked: int, models: Sequence[Found]) -> int:
@@ -155,6 +165,8 @@ def reader_of(
     """How a side is looked at; whether its head is a matrix is tried on a sample."""
     if model.kind == "classifier":
         return Classifier()
+    if model.kind == "tagger":
+        return Tagger()
     vocab = len(model.tokenizer)
     if model.kind == "masked":
         return Masked(vocab)

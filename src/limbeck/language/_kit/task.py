@@ -14,10 +14,10 @@ from limbeck.core.score import accuracy
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.core.teacher import Teacher
 from limbeck.core.teachers import Nobody
-from limbeck.core.text import encode, students, texts
-from limbeck.core.text.facts import MaskedText, Text
+from limbeck.core.text import encode, students, tagged, texts
+from limbeck.core.text.facts import MaskedText, TaggedText, Text
 from limbeck.core.text.masking import Masking, fixed, masked_nll
-from limbeck.core.text.models import Found, load
+from limbeck.core.text.models import Classes, Found, load
 from limbeck.core.text.places import IGNORED
 from limbeck.core.text.scores import bits_per_byte
 from limbeck.core.text.seq2seq import end_of, pairs
@@ -27,6 +27,8 @@ from limbeck.language._kit import sides
 
 __all__ = ["task"]
 
+_SCORES = dict.fromkeys(("causal", "seq2seq"), bits_per_byte)
+_SCORES |= {"classifier": accuracy, "tagger": tagged.words_right, "masked": masked_nll}
 RATE = 3e-4  # of AdamW, for students that begin with trained weights
 
 
@@ -45,7 +47,7 @@ def task(
     rank: int = 0,
     budget: Budget | None = None,
 ) -> Task:
-    """Make a task of language modelling, or of classifying texts where they have labels.
+    """Make a task of language modelling, or of classifying texts or words that have labels.
 
     Of masked models (BERT and its kind) it is to fill in hidden tokens of plain texts; of
     encoder-decoders (T5, BART) to write the responses of prompts.
@@ -59,7 +61,7 @@ def task(
         student: the same, without "none"; or made of the teacher: "truncate:10" (so many of its
             layers), "width:0.5", "config:num_hidden_layers=4,hidden_size=256" (from scratch).
         data: a folder, .txt, .jsonl or .parquet files, "hf:ID", or values, of texts, prompts with
-            responses, chats, or texts with labels; see `core.text.texts.read`.
+            responses, chats, texts with labels, or words with tags; see `core.text.texts.read`.
         test: further data for the score; without any, 10 % of the rows are held out.
         target: the column of the labels.
         taps: {"mid": (teacher path, student path)}.
@@ -76,10 +78,13 @@ def task(
     if augment != "none":
         raise UsageError(f"augment is '{augment}', and texts are not augmented; leave it out")
     found = texts.read(data, test, target)
-    classes = len(found.names) or None
+    tags = "tags" in found.train[0]
+    classes: Classes = found.names if tags else len(found.names) or None
     server = sides.server_of(teacher, classes)
     there = server is not None or sides.is_ready(teacher)
     one = None if there else sides.once(load(teacher, "teacher", classes))
+    if tags and one is not None:
+        found, classes = texts.in_order(found, one.config.id2label)
     two = sides.student_of(student, one, classes)
     sides.check_kinds(one, two, classes)
     context = sides.context_of(context, [m for m in (one, two) if m is not None])
@@ -104,7 +109,7 @@ def task(
         teacher=ready,
         student=make,
         **{part: sets[part] for part in ("train", "valid", "test")},
-        score=accuracy if classes else masked_nll if two.kind == "masked" else bits_per_byte,
+        score=_SCORES[two.kind],
         budget=budget or _budget(rows["train"]),
         data={
             "names": found.names,
@@ -112,12 +117,13 @@ def task(
         },
         taps=dict(taps or {}),
         readers=readers,
-        classes=classes,
+        classes=None if isinstance(classes, tuple) else classes,
         name=re.sub(r"[^A-Za-z0-9_.]+", "-", f"{_short(student, two)}-{found.name}"),
         notes=(*found.notes, *notes, *_said(two, other, context)),
         about={
             "inputs": {"kind": "text", "context": context},
             "names": list(found.names),
+            **({"tags": True} if tags else {}),
             "source": found.name,
             "split": {**rows, "made": found.made},
             **({"begins": str(student)} if begins else {}),
@@ -147,7 +153,9 @@ def _encoded(
             raise UsageError(
                 "masked models are taught on plain texts, and these are answers; give others"
             )
-        if found.names:
+        if student.kind == "tagger":
+            samples = encode.Samples(*tagged.encoded(rows, student.tokenizer, context))
+        elif found.names:
             samples = encode.labelled(rows, student.tokenizer, context)
         elif student.kind == "seq2seq":
             start = student.config.decoder_start_token_id
@@ -178,9 +186,11 @@ def _masking(student: Found) -> Masking:
     return Masking(student.tokenizer.mask_token_id, len(student.tokenizer))
 
 
-def _text(student: Found, other: Any, context: int) -> Text | MaskedText:
+def _text(student: Found, other: Any, context: int) -> Text | MaskedText | TaggedText:
     """What methods need to know of the texts."""
     words = student.tokenizer
+    if student.kind == "tagger":
+        return TaggedText(context, words)
     if student.kind == "masked":
         return MaskedText(
             len(words), context, words.mask_token_id, words.pad_token_id, tokenizer=words
