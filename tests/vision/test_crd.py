@@ -12,7 +12,8 @@ from limbeck.core.method import Clock, Facts
 from limbeck.core.run import Run
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
-from limbeck.vision.crd import CRD, WHOLE, nce, outside, similarities
+from limbeck.vision._kit.banks import outside
+from limbeck.vision.crd import CRD, WHOLE, nce, similarities
 
 N, CLASSES, TAU = 60, 5, 0.07
 

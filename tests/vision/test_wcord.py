@@ -16,7 +16,8 @@ from limbeck.core.method import Clock, Facts
 from limbeck.core.run import Run
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
-from limbeck.vision.wcord import WCoRD, negatives_of
+from limbeck.vision._kit.banks import outside
+from limbeck.vision.wcord import WCoRD
 from limbeck.vision.wcord.distance import Critic, dual_loss, primal_loss, sinkhorn
 
 pytestmark = pytest.mark.xdist_group("wcord")
@@ -190,18 +191,20 @@ def test_negatives_are_others_and_even() -> None:
     labels = torch.tensor([2, 0, 1, 0, 2, 2, 1])
     ring = labels.argsort(stable=True).repeat(2)  # 1 3 | 2 6 | 0 4 5
     bits = ((2 * torch.arange(500) + 1) * 2**31 // 1000)[None]
-    drawn = negatives_of(ring, torch.tensor([[2, 4]]), bits)[0]
+    drawn = outside(ring, torch.tensor([2]), torch.tensor([4]), bits)[0]
     assert sorted(drawn.tolist()) == sorted([0, 4, 5, 1, 3] * 100)
-    drawn = negatives_of(ring, torch.tensor([[4, 7]]), bits)[0]
+    drawn = outside(ring, torch.tensor([4]), torch.tensor([7]), bits)[0]
     assert sorted(drawn.tolist()) == sorted([1, 3, 2, 6] * 125)
-    assert set(negatives_of(ring, torch.tensor([[0, 7]]), bits)[0].tolist()) == set(range(7))
+    assert set(outside(ring, torch.tensor([0]), torch.tensor([7]), bits)[0].tolist()) == set(
+        range(7)
+    )
 
 
 @pytest.mark.parametrize("policy", ["classes", "samples"])
 def test_who_is_drawn(policy: Any) -> None:
     _, parts, _, _, batch = scene(policy=policy)
     bits = clock().rng("negatives", batch.index).randint(2**31, 3000)
-    drawn = negatives_of(parts.ring, parts.span[batch.index], bits)
+    drawn = outside(parts.ring, *parts.span[batch.index].unbind(1), bits)
     for i, row in enumerate(drawn.tolist()):
         own = {i} if policy == "samples" else set(range(i % CLASSES, N, CLASSES))
         assert set(row) == set(range(N)) - own
@@ -218,7 +221,7 @@ def test_terms_by_loops() -> None:
         z = side.embedding @ head.weight.T + head.bias
         h.append(z / z.square().sum(1, keepdim=True).sqrt())
     bits = clock().rng("negatives", batch.index).randint(2**31, 20)
-    rows = negatives_of(parts.ring, parts.span[batch.index], bits)
+    rows = outside(parts.ring, *parts.span[batch.index].unbind(1), bits)
     total = torch.zeros(())
     for i in range(12):
         total -= plain(parts.critic, h[1][i], parts.student[i]) / 12

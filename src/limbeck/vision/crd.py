@@ -18,6 +18,7 @@ from limbeck.core.method import Clock, Facts, Objective, number
 from limbeck.core.run import rng
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
+from limbeck.vision._kit.banks import Heads, moved, outside
 
 CARD = Card(
     key="crd",
@@ -66,19 +67,7 @@ def nce(scores: Tensor, log_z: Tensor, samples: int, tau: float) -> Tensor:
     return (F.softplus(-u[:, 0]) + F.softplus(u[:, 1:]).sum(1)).mean()
 
 
-def outside(ring: Tensor, start: Tensor, end: Tensor, bits: Tensor) -> Tensor:
-    """Sample numbers, uniform over those whose place in an order lies outside [start, end).
-
-    Where nothing lies outside, uniform over all.
-    Shapes: ring (2 N,) the order twice over; start, end (B,) places; bits (B, K) uniform in
-    [0, 2^31) -> (B, K).
-    """
-    n = len(ring) // 2
-    own = torch.where(end - start < n, end - start, 0)
-    return ring[end[:, None] + (bits * (n - own)[:, None] >> 31)]
-
-
-class Memory(nn.Module):
+class Memory(Heads):
     """The two heads and the two banks.
 
     Buffers: `student`, `teacher` (N, D) embeddings; `log_z` (2,) of the student's and the teacher's
@@ -94,8 +83,7 @@ class Memory(nn.Module):
     def __init__(
         self, widths: tuple[int, int], dim: int, labels: Tensor, generator: torch.Generator
     ) -> None:
-        super().__init__()
-        self.head_s, self.head_t = (nn.Linear(width, dim) for width in widths)
+        super().__init__(widths, dim)
         # Uniform in +-a has variance a^2 / 3, so with a^2 = 3 / D a row's expected square is 1.
         a = math.sqrt(3 / dim)
         for side in ("student", "teacher"):
@@ -105,15 +93,6 @@ class Memory(nn.Module):
         self.register_buffer("labels", labels)
         self.register_buffer("ring", labels.argsort(stable=True).repeat(2))
         self.learns = bool((labels < 0).any())  # labels as they come by
-
-    def embed(self, s: Side, t: Side) -> tuple[Tensor, Tensor]:
-        """Both sides' embeddings through the heads, at length 1: (B, D) each."""
-        pairs = (self.head_s, s.embedding), (self.head_t, t.embedding)
-        first, second = (
-            F.normalize(head(x.flatten(1).to(head.weight.dtype)).float(), dim=1)
-            for head, x in pairs
-        )
-        return first, second
 
 
 @dataclass(frozen=True)
@@ -228,13 +207,8 @@ class CRD(Objective):
         """Move the rows of this step's samples; of a sample that came twice the last one counts."""
         if not seen:
             return
-        index = seen["index"]
-        order = torch.arange(len(index), device=index.device)
-        last = torch.zeros_like(parts.labels).scatter_reduce(0, index, order, "amax")[index]
-        for side in ("student", "teacher"):
-            bank = getattr(parts, side)
-            moved = self.momentum * bank[index] + (1 - self.momentum) * seen[side][last]
-            bank[index] = F.normalize(moved, dim=1)
+        banks = {"student": parts.student, "teacher": parts.teacher}
+        index, last = seen["index"], moved(banks, seen, self.momentum)
         if parts.learns and not torch.equal(parts.labels[index], seen["own"][last]):
             parts.labels[index] = seen["own"][last]
             parts.ring.copy_(parts.labels.argsort(stable=True).repeat(2))

@@ -17,6 +17,7 @@ from limbeck.core.method import Clock, Facts, Objective, number
 from limbeck.core.objectives import ramp
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
+from limbeck.vision._kit.patches import leading
 
 CARD = Card(
     key="trg",
@@ -42,17 +43,16 @@ EXEMPT = {
     "accumulate": "it relates the tokens of a micro-batch; pairs across two are not seen",
     "doubled": "a token's nearest neighbours are then its own copies",
 }
-EXTRA = 8  # at most so many tokens before those of the patches
 
 
 def as_map(x: Tensor) -> Tensor:
     """A map x (B, C, H, W) stays; tokens (B, P + R * R, D), patches last -> (B, D, R, R)."""
     if x.dim() == 4:
         return x
-    for extra in range(min(EXTRA, x.shape[1] - 1) + 1) if x.dim() == 3 else ():
-        side = math.isqrt(x.shape[1] - extra)
-        if side * side == x.shape[1] - extra:
-            return x[:, extra:].mT.reshape(len(x), -1, side, side)
+    lead = leading(x.shape[1]) if x.dim() == 3 else None
+    if lead is not None:
+        side = math.isqrt(x.shape[1] - lead)
+        return x[:, lead:].mT.reshape(len(x), -1, side, side)
     raise UsageError(
         f"trg relates patches, but a `feature` of shape {tuple(x.shape)} is no map (B, C, H, W) "
         "and no square of tokens (B, T, D); tap another module"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import UsageError
+from limbeck.vision._kit.patches import leading
 
-LEAD = 8  # at most so many tokens before those of the patches
 HEADS = 4
 
 
@@ -95,18 +95,18 @@ class Block(nn.Module):
 
 
 def lead_of(tokens: int) -> int:
-    """How many of some tokens come before a square of patches, the fewest that it may be.
+    """How many of some tokens come before the square of patches.
 
     Raises:
         UsageError: there is no such square.
     """
-    for lead in range(min(LEAD, tokens - 1) + 1):
-        if math.isqrt(tokens - lead) ** 2 == tokens - lead:
-            return lead
-    raise UsageError(
-        f"a stage of the student gives {tokens} tokens, which are no square of patches behind a "
-        "few others; tap another module as `blocks`"
-    )
+    lead = leading(tokens)
+    if lead is None:
+        raise UsageError(
+            f"a stage of the student gives {tokens} tokens, which are no square of patches behind "
+            "a few others; tap another module as `blocks`"
+        )
+    return lead
 
 
 class OfTokens(nn.Module):

@@ -17,6 +17,7 @@ from limbeck.core.method import Clock, Facts, Objective, number
 from limbeck.core.run import rng
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
+from limbeck.vision._kit.banks import Heads, moved, outside
 from limbeck.vision.wcord.distance import Critic, dual_loss, primal_loss
 
 CARD = Card(
@@ -43,16 +44,12 @@ CARD = Card(
 EXEMPT = {"accumulate": "the plan matches all samples of a micro-batch; it sees none of another"}
 
 
-class Memory(nn.Module):
+class Memory(Heads):
     """The two heads, and for the dual term the critic, both banks and who may be a negative.
 
     Buffers: `student`, `teacher` (N, D) embeddings of length 1; `ring` (2 N,) sample numbers by
     label, twice over; `span` (N, 2) where in it a sample's own lie.
     """
-
-    def __init__(self, widths: tuple[int, int], dim: int) -> None:
-        super().__init__()
-        self.head_s, self.head_t = (nn.Linear(width, dim) for width in widths)
 
     def remember(self, labels: Tensor, dim: int, hidden: int, draw: torch.Generator) -> None:
         """Make the critic and random banks; labels (N,) say which samples are no negatives."""
@@ -64,25 +61,6 @@ class Memory(nn.Module):
         ends = [torch.searchsorted(labels[order], labels, right=right) for right in (False, True)]
         self.register_buffer("ring", order.repeat(2))
         self.register_buffer("span", torch.stack(ends, 1))
-
-    def embed(self, s: Side, t: Side) -> tuple[Tensor, Tensor]:
-        """Both sides' embeddings through the heads, at length 1: student, teacher (B, D)."""
-        pairs = (self.head_s, s.embedding), (self.head_t, t.embedding)
-        first, second = (
-            F.normalize(head(x.flatten(1).to(head.weight.dtype)).float(), dim=1)
-            for head, x in pairs
-        )
-        return first, second
-
-
-def negatives_of(ring: Tensor, span: Tensor, bits: Tensor) -> Tensor:
-    """Sample numbers, uniform over those in the ring's order outside a span; over all, if none is.
-
-    Shapes: ring (2 N,), span (B, 2), bits (B, M) uniform in [0, 2^31) -> (B, M).
-    """
-    n, (start, end) = len(ring) // 2, span.unbind(1)
-    own = torch.where(end - start < n, end - start, 0)
-    return ring[end[:, None] + (bits * (n - own)[:, None] >> 31)]
 
 
 @dataclass(frozen=True)
@@ -152,7 +130,7 @@ class WCoRD(Objective):
         """Joint pairs against product pairs, the anchor on either side."""
         n, span = len(parts.span), parts.span[batch.index]
         bits = clock.rng("negatives", batch.index).randint(2**31, min(self.negatives, n))
-        rows = torch.cat((batch.index[:, None], negatives_of(parts.ring, span, bits)), 1)
+        rows = torch.cat((batch.index[:, None], outside(parts.ring, *span.unbind(1), bits)), 1)
         with torch.autocast(h_s.device.type, enabled=False):
             one, two = parts.critic(rows, h_t, parts.student, parts.teacher, h_s)
         return dual_loss(one[:, 0], one[:, 1:]) + dual_loss(two[:, 0], two[:, 1:])
@@ -185,10 +163,5 @@ class WCoRD(Objective):
         """Move the rows of this step's samples; of a sample that came twice the last one counts."""
         if not seen:
             return
-        index = seen["index"]
-        order = torch.arange(len(index), device=index.device)
-        last = torch.zeros_like(parts.span[:, 0]).scatter_reduce(0, index, order, "amax")[index]
-        for side in ("student", "teacher"):
-            bank = getattr(parts, side)
-            moved = self.momentum * bank[index] + (1 - self.momentum) * seen[side][last]
-            bank[index] = F.normalize(moved, dim=1)
+        banks = {"student": parts.student, "teacher": parts.teacher}
+        moved(banks, seen, self.momentum)
