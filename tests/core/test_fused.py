@@ -81,6 +81,34 @@ def test_equals_the_definition(name, kind, places, monkeypatch):
         torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "adaptive"])
+def test_places_of_fewer_entries(name):
+    """As a server gives them: an id of -1 is no outcome, in value and gradient, on both roads."""
+    s, leaves = student(torch.float64)
+    full = teacher("topk")
+    fewer = torch.arange(N) % 9 + 1  # entries of each place
+    none = torch.arange(9) >= fewer[:, None]
+    t = TopK(full.ids.masked_fill(none, -1), full.logp.masked_fill(none, -torch.inf), V, TAU)
+    how = Divergence(name, 0.3)
+    (a, slopes), (b, fast) = both(how, s, leaves, t)
+    weights = torch.rand(N, generator=rng(11), dtype=torch.float64)
+    by_row = [  # each place by itself, with as many entries as it has
+        rows(
+            how,
+            s.at(slice(i, i + 1)),
+            TopK(full.ids[i : i + 1, :k], full.logp[i : i + 1, :k], V, TAU),
+            TAU,
+        )
+        for i, k in enumerate(fewer.tolist())
+    ]
+    total = (weights * torch.cat(by_row)).sum()
+    by_hand = torch.autograd.grad(3 * total, leaves)
+    for value, slope in ((a, slopes), (b, fast)):
+        torch.testing.assert_close(value, total.detach(), rtol=1e-10, atol=1e-12)
+        for x, y in zip(slope, by_hand, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_is_as_near_as_the_definition(name):
     s, leaves = student(torch.float32)

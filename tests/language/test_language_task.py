@@ -1,6 +1,11 @@
 """`limbeck.language.task` and the command line on folders of models and files of texts."""
 
+import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -211,3 +216,77 @@ def test_flags_of_texts_are_for_texts(tmp_path, capsys):
     own = ["--teacher", "none", "--student", "timm:resnet18", "--data", "sklearn:digits"]
     assert command("run", "kd", *own, "--context", "8", "--out", tmp_path / "x") == 2
     assert "--context is for language models" in capsys.readouterr().err
+
+
+# --- killed, and gone on with -------------------------------------------------------------------
+
+
+def killed(words, enough):
+    """Begin a command, and kill it with signal 9 as soon as `enough` is true of what it wrote."""
+    process = subprocess.Popen([sys.executable, "-m", "limbeck", *map(str, words)])
+    until = time.monotonic() + 120
+    try:
+        while not enough():
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < until
+            time.sleep(0.002)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def digests(folder, *names):
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
+
+
+@pytest.fixture(scope="module")
+def kept(place):
+    """What a task is named by, and a whole cache of its teacher."""
+    many = [json.dumps({"text": f"{text} {text[::-1]}"}) for text in TEXTS * 30]
+    (place / "many.jsonl").write_text("\n".join(many), "utf-8")
+    words = ["--teacher", place / "teacher", "--student", "truncate:1", "--context", "32"]
+    words += ["--data", place / "many.jsonl", "--quiet"]
+    cache = ["cache", *words, "--signal", "topk", "--k", "8", "--rows", "1"]
+    assert main([*map(str, cache), "--out", str(place / "whole")]) == 0
+    return words, cache
+
+
+@pytest.mark.slow
+def test_a_cache_that_was_killed_is_written_on(place, kept):
+    _, cache = kept
+    words, out = [*cache, "--out", place / "half"], place / "half"
+    size = (place / "whole" / "checksums").stat().st_size
+
+    def begun():
+        marks = out / "checksums"
+        return marks.exists() and any(marks.read_bytes()[: size // 4])
+
+    killed(words, begun)
+    assert digests(out, "packed.rows") != digests(place / "whole", "packed.rows")
+    assert main([str(word) for word in words]) == 0
+    names = ("cache.json", "packed.rows", "checksums")
+    assert digests(out, *names) == digests(place / "whole", *names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "cached"),
+    [
+        (["gkd", "--own", "0", "--divergence", "forward_kl"], True),
+        (["gkd", "--own", "1", "--new", "8"], False),
+        (["distillm", "--phi", "0.7", "--new", "8", "--replay", "16"], False),
+    ],
+)
+def test_a_run_that_was_killed_ends_with_the_same_bits(place, kept, method, cached):
+    words, name = kept[0], "-".join(method[:3]).replace("--", "")
+    command = ["run", *method, *words, "--steps", "80"]
+    command += ["--cache", place / "whole"] if cached else []
+    whole, half = place / f"{name}-whole", place / f"{name}-half"
+    assert main([str(word) for word in [*command, "--out", whole]]) == 0
+    rows = half / "metrics.jsonl"
+    killed([*command, "--out", half], lambda: rows.exists() and rows.read_bytes().count(b"\n") > 30)
+    assert (half / "checkpoints" / "fit.now.safetensors").exists(), "it was not in the middle"
+    assert not (half / "result.json").exists()
+    assert main(["resume", str(half), "--quiet"]) == 0
+    names = ("student.safetensors", "metrics.jsonl", "result.json")
+    assert digests(half, *names) == digests(whole, *names)
