@@ -218,6 +218,68 @@ def test_flags_of_texts_are_for_texts(tmp_path, capsys):
     assert "--context is for language models" in capsys.readouterr().err
 
 
+# --- what cannot be, as it is typed ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(place):
+    """A cache of the teacher, and another teacher with the same tokens."""
+    words = tokenizer(300)
+    llama(words, 2).save_pretrained(place / "second")
+    words.save_pretrained(place / "second")
+    texts = [f"{text} {text}" for text in TEXTS]
+    for name, rows in (
+        ("silent", [{"prompt": text, "response": ""} for text in TEXTS]),
+        ("long", [{"prompt": text, "response": text} for text in texts]),
+    ):
+        told = "\n".join(json.dumps(row) for row in rows)
+        (place / f"{name}.jsonl").write_text(told, "utf-8")
+    made = ["--data", place / "texts.jsonl", "--context", "32", "--quiet"]
+    words = ["cache", "--teacher", place / "teacher", "--student", "truncate:1", *made]
+    assert main([str(word) for word in [*words, "--k", "8", "--out", place / "small"]]) == 0
+    return place
+
+
+@pytest.mark.parametrize("method", [["gkd", "--own", "0"], ["distillm"], ["rs_kd"]])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"--teacher": "second"}, ["is stale", "its teacher's weights"]),
+        ({"--teacher": "other"}, ["is stale", "its teacher's weights", "its samples"]),
+        ({"--context": "24"}, ["is stale", "its length", "its samples"]),
+    ],
+)
+def test_a_cache_of_something_else(small, capsys, method, changes, told):
+    more = {"--teacher": "teacher", "--context": "32", "--data": "texts.jsonl", **changes}
+    if method[0] == "rs_kd":
+        method = [*method, "--estimate", "tail"]
+    words = [w for k, v in more.items() for w in (k, str(small / v) if k != "--context" else v)]
+    command = ["run", *method, *words, "--student", "truncate:1", "--steps", "2", "--quiet"]
+    assert main([*command, "--cache", str(small / "small"), "--out", str(small / "no")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in said if line.startswith("error:")]) == 1
+    assert all(part in said[-1] for part in told), said[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--student", "other"], "the student has 270 tokens and the teacher 300; where they "),
+        (["--data", "silent.jsonl"], "has no row with text in it"),
+        (["--data", "long.jsonl"], "the prompts alone fill the context of 32 tokens"),
+        (["--own", "1", "--new", "40"], "leave no room for a prompt in a context of 32"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(small, capsys, words, told):
+    given = {"--student": "truncate:1", "--data": "texts.jsonl", "--own": "0"}
+    given |= dict(zip(words[::2], words[1::2], strict=True))
+    flat = [w for k, v in given.items() for w in (k, str(small / v) if (small / v).exists() else v)]
+    command = ["run", "gkd", "--teacher", str(small / "teacher"), *flat, "--context", "32"]
+    assert main([*command, "--steps", "2", "--quiet", "--out", str(small / "no")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert told in said[-1]
+
+
 # --- killed, and gone on with -------------------------------------------------------------------
 
 

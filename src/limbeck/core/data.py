@@ -29,6 +29,8 @@ class Batches(ABC):
     """
 
     samples: int
+    table: Table | None = None
+    """The set that samples are numbered in, against which a cached teacher is checked."""
 
     @abstractmethod
     def __call__(self, student: nn.Module, teacher: Any, clock: Clock) -> Batch:
@@ -60,6 +62,8 @@ class Epochs(Batches):
     The rest of an epoch is left out. A micro-batch is the n-th of `clock.of` equal cuts of a
     batch, so that processes and accumulation see the same samples.
     """
+
+    table: Table
 
     def __init__(self, source: Any, name: str = "train", workers: int = 0) -> None:
         self.table = Table(source, name)
@@ -154,9 +158,7 @@ class Beside(Batches):
 
     def __init__(self, main: Batches, **others: Batches) -> None:
         self.main, self.others = main, others
-        self.samples = main.samples
-        if isinstance(main, Epochs):
-            self.table = main.table
+        self.samples, self.table = main.samples, main.table
 
     def __call__(self, student: nn.Module, teacher: Any, clock: Clock) -> Batch:
         beside = {

@@ -174,8 +174,8 @@ class _Fitter(Keeping):
         )
         self.teacher = teacher.attach(setting)
         stack.callback(self.teacher.close)
-        if (table := getattr(self.batches, "table", None)) is not None:
-            self.teacher.check(table)
+        if self.batches.table is not None:
+            self.teacher.check(self.batches.table)
         self.teacher.begin(Step(self.objective, self.student, nn.Module(), self.look))
 
     def _batch_size(self) -> int:

@@ -48,7 +48,7 @@ class OnPolicy(Batches):
         least: int = 16,
         replay: Replay | None = None,
     ) -> None:
-        self.main, self.text, self.samples = main, text, main.samples
+        self.main, self.text, self.samples, self.table = main, text, main.samples, main.table
         self.new, self.temperature, self.top_p, self.least = new, temperature, top_p, least
         self.replay = replay
         if new + 1 > text.context:

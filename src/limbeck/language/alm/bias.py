@@ -145,7 +145,7 @@ class Unbiased(Batches):
     """
 
     def __init__(self, main: Batches, biased: Tensor, vocab: int) -> None:
-        self.main, self.samples = main, main.samples
+        self.main, self.samples, self.table = main, main.samples, main.table
         self.biased, self.vocab = biased, vocab
 
     def __call__(self, student: nn.Module, teacher: Any, clock: Clock) -> Batch:

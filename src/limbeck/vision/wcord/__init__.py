@@ -128,9 +128,9 @@ class WCoRD(Objective):
 
     def _dual(self, parts: Any, h_s: Tensor, h_t: Tensor, batch: Batch, clock: Clock) -> Tensor:
         """Joint pairs against product pairs, the anchor on either side."""
-        n, span = len(parts.span), parts.span[batch.index]
+        n, (start, end) = len(parts.span), parts.span[batch.index].unbind(1)
         bits = clock.rng("negatives", batch.index).randint(2**31, min(self.negatives, n))
-        rows = torch.cat((batch.index[:, None], outside(parts.ring, *span.unbind(1), bits)), 1)
+        rows = torch.cat((batch.index[:, None], outside(parts.ring, start, end, bits)), 1)
         with torch.autocast(h_s.device.type, enabled=False):
             one, two = parts.critic(rows, h_t, parts.student, parts.teacher, h_s)
         return dual_loss(one[:, 0], one[:, 1:]) + dual_loss(two[:, 0], two[:, 1:])
