@@ -145,6 +145,14 @@ def test_a_diverged_and_an_unmoved_run_get_opposite_advice(tmp_path: Path) -> No
     assert (up.command, flat.command) == (f"{start} 0.01", f"{start} 0.3")
 
 
+def test_a_loss_that_blew_up_at_once_and_falls_from_there_has_diverged(tmp_path: Path) -> None:
+    loss = [9.65, *(7e18 - 5e16 * i for i in range(99))]
+    found = by_records(written(tmp_path / "r", loss))["rate"]
+    assert found.state == "bad"
+    assert "too high" in found.advice
+    assert found.command == "limbeck run kd --world digits --tau 8 --lr 0.01"
+
+
 def test_norms_of_a_run_are_judged(tmp_path: Path) -> None:
     folder = written(tmp_path / "r", FALLS)
     text = (folder / "metrics.jsonl").read_text().replace('"label": 0.2', '"label": 0.0005')

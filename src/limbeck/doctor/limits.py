@@ -106,6 +106,8 @@ UNMOVED = 0.98
 """A loss that ends above this share of where it began has not learnt."""
 DIVERGED = 1.1
 """A loss that ends above this share of where it began has diverged."""
+BLOWN = 100.0
+"""So has one that ends at so many times its first value, where a step or two blew it up at once."""
 
 FITS, FITS_NOT = 0.85, 0.7
 """Accuracy on up to 128 training samples that a student is asked to learn by heart: every one of

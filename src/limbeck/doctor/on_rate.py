@@ -130,7 +130,8 @@ def _of_log(seen: Seen) -> Judged | None:
     top = max(float(row["lr"]) for row in rows)
     says = f"the loss of '{stage}' went from {start:.3g} to {end:.3g} at rates up to {top:.3g}"
     probe = _of_probe(seen.alone.rates, seen.steps) if seen.alone else None
-    if not math.isfinite(end) or end > limits.DIVERGED * start:
+    blown = end > limits.BLOWN * values[0] > 0
+    if not math.isfinite(end) or end > limits.DIVERGED * start or blown:
         return Finding("rate", "bad", says, "it diverged: the rate is too high"), top / 10
     tried = probe is not None and probe[0].state == "bad"
     if end > limits.UNMOVED * start:
