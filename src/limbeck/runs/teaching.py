@@ -69,7 +69,7 @@ def taught(run: Run, task: Task) -> Task:
         alone = replace(task, teacher=None, taps={}, readers=readers)
         seed, run.seed = run.seed, 0
         try:
-            fit(_truth(task), module, Nobody(), alone.batches(), name="teacher", task=alone)
+            fit(truth(task), module, Nobody(), alone.batches(), name="teacher", task=alone)
         finally:
             run.seed = seed
         how = "was trained before" if own else "is trained"
@@ -144,11 +144,11 @@ def alone(run: Run, task: Task) -> nn.Module:
     """The student that learned from the labels alone: same budget, same seed, no teacher."""
     student = run.student(task)
     own = replace(task, teacher=None, taps={})
-    truth = _truth(task)
-    return fit(truth, student, Nobody(), own.batches(), name="baseline", task=own).student
+    own_truth = truth(task)
+    return fit(own_truth, student, Nobody(), own.batches(), name="baseline", task=own).student
 
 
-def _truth(task: Task) -> Objective:
+def truth(task: Task) -> Objective:
     """What is learned without a teacher: the labels; next tokens, or those hidden at each step."""
     text = task.data.get("text")
     if isinstance(text, MaskedText):

@@ -1,0 +1,1 @@
+"""The trials: `ROOM/KEY.py` holds what a method's paper claims, made runnable."""

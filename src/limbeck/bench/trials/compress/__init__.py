@@ -1,0 +1,1 @@
+"""Trials of the methods in the room compress."""

@@ -1,0 +1,148 @@
+"""The command `bench`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.cli._parser import Parser
+from limbeck.errors import UsageError
+
+if TYPE_CHECKING:
+    from limbeck.bench.store import Store
+    from limbeck.bench.trial import Defined
+
+__all__ = ["bench"]
+
+
+def bench(argv: list[str]) -> int:
+    """Run the trials of methods, or some seed of one again."""
+    parser = Parser(
+        "bench",
+        "Measure the claims of methods. Each trial is tuned on `valid` with seeds below\n"
+        "1000, then run on 12 or more other seeds beside its baselines. Every row is kept\n"
+        "under results/, and what is there, measured with the code as it is, is not run again.",
+        (
+            "limbeck bench rkd",
+            "limbeck bench --room vision --jobs 2",
+            "limbeck bench rkd --again 1003",
+            "limbeck bench --changed --ray ray://head:10001",
+        ),
+        more="A verdict is computed from the 95 % interval of the paired differences to each "
+        "baseline that the claim names: *shown*, *not shown* or *contradicted*.",
+        usage="[KEY ...] [options]",
+    )
+    add = parser.add_argument
+    add("keys", metavar="KEY", nargs="*", help="methods (all that have a trial)")
+    add("--room", metavar="WORD", help="only the methods of this room (all)")
+    add("--changed", action="store_true", help="only trials that ran with other code than now")
+    add("--jobs", type=int, metavar="N", help="processes of one thread each (one a core)")
+    add("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster; 'local' begins one")
+    add("--again", type=int, metavar="SEED", help="run one reported seed again, and compare")
+    add("--results", metavar="DIR", default="results", help="where rows are kept (results)")
+    args = parser.parse_args(argv)
+    if args.jobs is not None and not 1 <= args.jobs <= 1024:
+        raise UsageError(f"--jobs is {args.jobs}; give a number from 1 to 1024")
+    if args.again is not None and len(args.keys) != 1:
+        raise UsageError(f"--again runs a seed of one method; {len(args.keys)} are named")
+
+    from limbeck.bench.pool import Here, OnRay
+    from limbeck.bench.store import Store
+
+    trials = _asked(args.keys, args.room)
+    store = Store(Path(args.results) / "trials")
+    if args.changed:
+        trials = [t for t in trials if _changed(t, store)]
+    if not trials:
+        print("no trial is asked for that has to run", file=sys.stderr)
+        return 0
+    jobs = args.jobs or os.cpu_count() or 1
+    pool = OnRay(args.ray) if args.ray else Here(jobs)
+    try:
+        if args.again is not None:
+            return _again(trials[0], store, pool, args.again)
+        return _all(trials, store.open(), pool, Path(args.results))
+    finally:
+        pool.close()
+        store.close()
+
+
+def _asked(keys: list[str], room: str | None) -> list[Defined]:
+    """The definitions in force of the methods that are asked for."""
+    from limbeck import registry
+    from limbeck.bench.trial import defined
+    from limbeck.bench.trial import keys as every
+
+    registry.cards(room)  # an unknown room is a sentence
+    found = [defined(key)[-1] for key in keys or every(room)]
+    return [trial for trial in found if room in (None, trial.room)]
+
+
+def _changed(trial: Defined, store: Store) -> bool:
+    from limbeck.bench.digest import of_trial
+
+    told = of_trial(trial, store)
+    return told is not None and told["stale"]
+
+
+def _all(trials: list[Defined], store: Store, pool: Any, results: Path) -> int:
+    """Run what is missing of each trial; those that fail are told at the end."""
+    from limbeck.bench import digest
+    from limbeck.bench.runner import measure_trial
+    from limbeck.bench.sentinels import SENTINELS, Kept, bits, look
+
+    found = {}
+    for sentinel, value in pool.each(bits, SENTINELS):
+        if isinstance(value, BaseException):
+            raise value
+        found[sentinel] = value
+    epoch, changed = look(Kept(results / "sentinels.json"), found)
+    if changed:
+        print(
+            f"the engine gives other bits for {', '.join(changed)}: core epoch {epoch} begins",
+            file=sys.stderr,
+        )
+    failed: list[str] = []
+    for trial in trials:
+        try:
+            measure_trial(trial, store, pool, epoch, lambda text: print(text, file=sys.stderr))
+        except UsageError as error:
+            failed.append(str(error))
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        told = digest.of_trial(trial, store)
+        assert told is not None
+        print("\n".join(lines(trial.key, told)), flush=True)
+    if results.resolve() == digest.PLACE.parents[2] / "results":  # a clone's own
+        digest.write(store)
+    return 2 if failed else 0
+
+
+def _again(trial: Defined, store: Store, pool: Any, seed: int) -> int:
+    """Compare each arm's stored row of a seed with a new run."""
+    from limbeck.bench.runner import again
+
+    same = True
+    for row, value in again(trial, store, pool, seed):
+        equal = value == row["value"]
+        same = same and equal
+        word = "the same" if equal else f"stored was {row['value']!r}"
+        print(f"{row['setting']} seed {seed}: {value!r}, {word}", flush=True)
+    return 0 if same else 1
+
+
+def lines(key: str, told: dict[str, Any]) -> Iterator[str]:
+    """A definition's verdict, in words."""
+    yield f"{key}: {told['verdict']} ({told['world']}, {told['measure']}, {told['seeds'][1]} seeds)"
+    for arm, facts in told["arms"].items():
+        line = f"  {facts['setting']:<36} {facts['mean']:.4f}"
+        if "difference" in facts:
+            d = facts["difference"]
+            line += f"   {d['mean']:+.4f} for {key} (95 % {d['low']:+.4f} to {d['high']:+.4f})"
+            if arm not in told["against"]:
+                line += ", beside"
+        yield line
+    yield f"  {told['seconds']:.0f} s of processor time"
