@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from limbeck import registry
 from limbeck.bench import runner
 from limbeck.bench.store import Row, Store
 from limbeck.bench.trial import Defined, defined, keys
-from limbeck.core.files import write_json
+from limbeck.core.files import write_atomic
 from limbeck.report.verdicts import interval, verdict
 
 __all__ = ["PLACE", "digest", "of_trial", "write"]
@@ -40,20 +41,22 @@ def of_trial(trial: Defined, store: Store) -> dict[str, Any] | None:
     own = [row["value"] for row in arms[trial.key]]
     sign = 1 if trial.trial.better == "higher" else -1
     told: dict[str, Any] = {}
+    apart: dict[str, list[float]] = {}
     for arm, rows in arms.items():
         values = [row["value"] for row in rows]
         facts: dict[str, Any] = {
             "setting": rows[0]["setting"],
-            "mean": sum(values) / len(values),
-            "values": values,
+            "mean": round(sum(values) / len(values), 6),
+            "values": [round(value, 6) for value in values],
             "steps": max(row["steps"] for row in rows),
             "seconds": round(sum(row["seconds"] for row in rows) / len(rows), 2),
         }
         if arm != trial.key:
-            differences = [sign * (a - b) for a, b in zip(own, values, strict=True)]
-            facts["difference"] = asdict(interval(differences))
+            apart[arm] = [sign * (a - b) for a, b in zip(own, values, strict=True)]
+            middle = asdict(interval(apart[arm]))
+            facts["difference"] = {name: round(value, 6) for name, value in middle.items()}
         told[arm] = facts
-    against = [interval(_differences(told, trial, arm, sign)) for arm in trial.trial.against]
+    against = [interval(apart[arm]) for arm in trial.trial.against]
     every = [row for rows in arms.values() for row in rows]
     return {
         "verdict": verdict(against),
@@ -73,11 +76,6 @@ def of_trial(trial: Defined, store: Store) -> dict[str, Any] | None:
         "versions": every[-1]["versions"],
         "stale": any(row["source"] != _now(trial, row) for row in every),
     }
-
-
-def _differences(told: dict[str, Any], trial: Defined, arm: str, sign: int) -> list[float]:
-    pairs = zip(told[trial.key]["values"], told[arm]["values"], strict=True)
-    return [sign * (a - b) for a, b in pairs]
 
 
 def _now(trial: Defined, row: Row) -> str:
@@ -113,5 +111,6 @@ def _tuned(trial: Defined, store: Store) -> float:
 def write(store: Store, place: Path = PLACE) -> dict[str, Any]:
     """Write the digest, and give it."""
     found = digest(store)
-    write_json(place, found)
+    lines = (f"{json.dumps(key)}:{json.dumps(found[key], separators=(',', ':'))}" for key in found)
+    write_atomic(place, ("{" + ",\n".join(lines) + "}\n").encode())
     return found

@@ -29,7 +29,7 @@ SENTINELS = (
     ("sla", "digits"),
     ("takd", "digits"),
     ("unic", "digits(teacher='cnn-medium+mlp')"),
-    ("kd", "digits(student='vit-tiny')"),
+    ("kd", "digits(student='vit')"),
     ("rs_kd", "charlm"),
     ("gkd", "charlm"),
 )
@@ -99,7 +99,8 @@ def look(kept: Kept, found: dict[tuple[str, str], str]) -> tuple[int, list[str]]
     told, here = kept.read(), platform_now()
     before = told["platforms"].get(here, {})
     now, changed = {}, []
-    for sentinel, digest in found.items():
+    for sentinel in SENTINELS:
+        digest = found[sentinel]
         name, source = f"{sentinel[0]} on {sentinel[1]}", sources.of_arm(*sentinel)
         now[name] = [source, digest]
         if name in before and before[name][0] == source and before[name][1] != digest:
