@@ -133,6 +133,78 @@ def test_a_sample_does_not_depend_on_how_many_there_are(world: str) -> None:
     assert all(torch.equal(a, b[:100]) for a, b in zip(few, many, strict=True))
 
 
+# --- long tails and wrong labels -----------------------------------------------------------------
+
+CLOTHES = "fashion(size='14x14', teacher='none', n=4000"
+with_tails = pytest.mark.parametrize(
+    ("start", "most"),
+    [("digits(teacher='none', n=900", 87), pytest.param(CLOTHES, 400, marks=needs_fashion)],
+)
+
+
+@with_tails
+@pytest.mark.parametrize("tail", [1.5, 20, 50])
+def test_a_long_tail_thins_classes_by_even_ratios(start: str, most: int, tail: float) -> None:
+    whole, thin = (worlds.make(f"{start}{more})") for more in ("", f", tail={tail}"))
+    counts = thin.train[1].bincount(minlength=10)
+    ratios = [most * tail ** (-k / 9) for k in range(10)]
+    assert sorted(counts.tolist(), reverse=True) == [round(each) for each in ratios]
+    assert whole.train[1].bincount().min() == most
+    # What is left is of the whole world, with its own labels, and in its order; the rest is as was.
+    pictures = {bytes(x.numpy()): i for i, x in enumerate(whole.train[0])}
+    at = [pictures[bytes(x.numpy())] for x in thin.train[0]]
+    assert at == sorted(at)
+    assert torch.equal(whole.train[1][at], thin.train[1])
+    assert all(map(torch.equal, tensors(whole)[2:], tensors(thin)[2:]))
+    assert "clean" not in thin.data
+
+
+def test_the_order_of_classes_is_of_the_data_seed_alone() -> None:
+    def order(more: str) -> list[int]:
+        counts = worlds.make(f"digits(teacher='none', n=1000, {more})").train[1].bincount()
+        return counts.argsort(descending=True).tolist()
+
+    assert order("tail=20") == order("tail=50") != list(range(10))
+    assert order("tail=20, data_seed=1") != order("tail=20")
+
+
+@with_tails
+@pytest.mark.parametrize("noise", [0.2, 0.4])
+def test_so_many_labels_are_wrong_and_the_truth_is_kept(
+    start: str, most: int, noise: float
+) -> None:
+    whole, task = (worlds.make(f"{start}{more})") for more in ("", f", noise={noise}"))
+    given, clean = task.train[1], task.data["clean"]
+    assert torch.equal(task.train[0], whole.train[0])
+    assert torch.equal(clean, whole.train[1])
+    wrong = given != clean
+    assert int(wrong.sum()) == noise * len(given)
+    # Each pair of classes about as often, as chance has it: within 4.5 standard deviations.
+    pairs = torch.zeros(10, 10).index_put((clean, given), torch.tensor(1.0), accumulate=True)
+    means = (clean.bincount() * noise / 9)[:, None].expand(10, 10)
+    off = ~torch.eye(10, dtype=torch.bool)
+    assert ((pairs - means) / means.sqrt())[off].abs().max() < 4.5
+    assert all(map(torch.equal, tensors(whole)[2:], tensors(task)[2:]))
+
+
+def test_more_noise_adds_to_what_is_wrong() -> None:
+    few, many, other = (
+        worlds.make(f"digits(teacher='none', {more})")
+        for more in ("noise=0.1", "noise=0.3", "noise=0.1, data_seed=1")
+    )
+    wrong = few.train[1] != few.data["clean"]
+    assert torch.equal(few.train[1][wrong], many.train[1][wrong])
+    assert not torch.equal(wrong, other.train[1] != other.data["clean"])
+
+
+def test_a_tail_and_noise_go_together() -> None:
+    tail = worlds.make("digits(teacher='none', n=1000, tail=20)")
+    both = worlds.make("digits(teacher='none', n=1000, tail=20, noise=0.25)")
+    assert torch.equal(both.data["clean"], tail.train[1])
+    assert torch.equal(both.train[0], tail.train[0])
+    assert int((both.train[1] != tail.train[1]).sum()) == round(0.25 * len(tail.train[1]))
+
+
 def test_blobs_are_too_much_for_a_linear_model() -> None:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
@@ -451,6 +523,10 @@ def test_a_misspelt_name_is_answered_with_the_nearest(spec: str, says: str) -> N
         ("digits(n=5000)", "n is 5000; give a whole number from 64 to 1000"),
         ("digits(n='all')", "n is 'all'; give a whole number"),
         ("digits(student=3)", "the student is 3; give the name of a model family"),
+        ("digits(tail=0.5)", "tail is 0.5; give a number from 1 to 10000"),
+        ("digits(noise=1.5)", "noise is 1.5; give a number from 0 to 1"),
+        ("digits(noise='some')", "noise is 'some'; give a number"),
+        ("digits(tail=100)", "tail is 100, and of 18 samples a class none would be left of the"),
         ("blobs(student='cnn')", "'cnn' takes pictures, and the samples here are vectors of 16"),
         ("shapes(side=30)", "side is 30; give a multiple of 4"),
         ("digits('cnn')", "values without a name"),

@@ -37,6 +37,7 @@ class Sets:
         test: the same, for the number that is reported.
         names: of the classes.
         unlabelled: further x, without labels; None where there are none.
+        clean: the true labels (N,) of train, where some of train's own are wrong.
     """
 
     train: Samples
@@ -44,6 +45,7 @@ class Sets:
     test: Samples
     names: Sequence[str]
     unlabelled: Tensor | None = None
+    clean: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def build(
     }
     if sets.unlabelled is not None and len(sets.unlabelled):
         data["unlabelled"] = sets.unlabelled
+    if sets.clean is not None:
+        data["clean"] = sets.clean
     optimiser = _OPTIMISERS.get(student.partition("-")[0], _SGD)
     return Task(
         teacher=_teacher([Frozen(model) for model in models]),
@@ -148,6 +152,54 @@ def stratified(y: Tensor, *place: Any) -> Tensor:
         rows = order[y[order] == label]
         share[rows] = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
     return order[share[order].argsort(stable=True)]
+
+
+def spoiled(world: str, sets: Sets, tail: float, noise: float, data_seed: int) -> Sets:
+    """Give the sets with a long-tailed and wrongly labelled training set; the others as they are.
+
+    Args:
+        world: its name.
+        sets: of the world as it is.
+        tail: how many times as frequent the first class is as the last. Of C classes in an order
+            of `data_seed`, the k-th from 0 keeps m tail^(-k / (C - 1)) samples, rounded, with m
+            the count of the rarest before; which they are does not depend on `tail`. 1: as it is.
+        noise: the share of labels that are replaced, each by one of the other classes, all as
+            likely; a larger share has the same wrong ones and more. `clean` has the truth.
+        data_seed: which decides, with the world's name, what goes and what is wrong.
+
+    Raises:
+        UsageError: a number that cannot be, or a class would be left without samples.
+    """
+    tail, noise = _real("tail", tail, 1, 10_000), _real("noise", noise, 0, 1)
+    (x, y), classes = sets.train, len(sets.names)
+    if tail > 1:
+        counts, order = torch.bincount(y, minlength=classes), generator(world, data_seed, "order")
+        most, kept = int(counts.min()), []
+        for k, label in enumerate(torch.randperm(classes, generator=order).tolist()):
+            many = round(most * tail ** (-k / (classes - 1)))
+            if not many:
+                raise UsageError(
+                    f"tail is {tail:g}, and of {most} samples a class none would be left of the "
+                    f"last one; give less than {2 * most}, or a larger n"
+                )
+            kept.append((y == label).nonzero()[:many, 0])
+        rows = torch.cat(kept).sort().values
+        x, y = x[rows], y[rows]
+    if not noise:
+        return replace(sets, train=(x, y))
+    rng = generator(world, data_seed, "noise")
+    wrong = torch.randperm(len(y), generator=rng)[: round(noise * len(y))]
+    shift = torch.randint(1, classes, (len(y),), generator=rng)
+    given = y.clone()
+    given[wrong] = (y + shift)[wrong] % classes
+    return replace(sets, train=(x, given), clean=y)
+
+
+def _real(name: str, value: object, low: float, high: float) -> float:
+    """Check a number that the user gave."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise UsageError(f"{name} is {value!r}; give a number from {low} to {high}")
+    return float(value)
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:

@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from limbeck.bench.worlds._build import Plan, Sets, build, stratified, whole
+from limbeck.bench.worlds._build import Plan, Sets, build, spoiled, stratified, whole
 from limbeck.bench.worlds._teachers import Recipe, Samples
 from limbeck.core.task import Task
 
@@ -24,6 +24,8 @@ def task(
     seed: int = 0,
     tiny: bool = False,
     n: int | None = None,
+    tail: float = 1.0,
+    noise: float = 0.0,
     data_seed: int = 0,
 ) -> Task:
     """Make the task: x (N, 1, 8, 8), about centred and of unit size; ten classes.
@@ -37,7 +39,10 @@ def task(
         seed: of the run; makes no difference here.
         tiny: 192 pictures and 24 steps.
         n: training pictures; 500 by default.
-        data_seed: of the split.
+        tail: above 1, of n so many go that the first class is so many times as frequent as the
+            last, with even ratios between; valid and test stay as they are.
+        noise: the share of training labels that are wrong; the true ones are `data["clean"]`.
+        data_seed: of the split, the order of classes and the wrong labels.
     """
     n = whole("n", n or (192 if tiny else 500), 64, _POOL)
     x, y = _pictures()
@@ -54,6 +59,7 @@ def task(
         names=[str(k) for k in range(10)],
         unlabelled=x[pool[n:]],
     )
+    sets = spoiled("digits", sets, tail, noise, data_seed)
     return build("digits", sets, PLAN, teacher, student, tiny)
 
 

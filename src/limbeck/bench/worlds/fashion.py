@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from limbeck.bench.worlds._build import Plan, Sets, build, stratified, whole
+from limbeck.bench.worlds._build import Plan, Sets, build, spoiled, stratified, whole
 from limbeck.bench.worlds._teachers import Recipe, Samples
 from limbeck.core.files import cache_folder
 from limbeck.core.task import Task
@@ -52,6 +52,8 @@ def task(
     size: str | None = None,
     n: int | None = None,
     folder: str | None = None,
+    tail: float = 1.0,
+    noise: float = 0.0,
     data_seed: int = 0,
 ) -> Task:
     """Make the task: x (N, 1, S, S), about centred and of unit size; ten classes.
@@ -65,7 +67,11 @@ def task(
             '14x14' for the tiny world.
         n: training pictures; by default all 58,000 that are not for choices, and 4,000 of '14x14'.
         folder: with the four files of Fashion-MNIST; by default Debian's, else a download.
-        data_seed: of the split into training and validation.
+        tail: above 1, of n so many go that the first class is so many times as frequent as the
+            last, with even ratios between; valid and test stay as they are.
+        noise: the share of training labels that are wrong; the true ones are `data["clean"]`.
+        data_seed: of the split into training and validation, the order of classes and the wrong
+            labels.
     """
     size = size or ("14x14" if tiny else "28x28")
     if size not in PLANS:
@@ -89,6 +95,7 @@ def task(
         names=NAMES,
         unlabelled=scaled(x[more]),
     )
+    sets = spoiled("fashion", sets, tail, noise, data_seed)
     return build(f"fashion-{size}", sets, PLANS[size], teacher, student, tiny)
 
 
