@@ -21,7 +21,7 @@ class Job:
 
     Attributes:
         arm: its name in the trial.
-        setting: what is run, such as "rkd(distance=25, rate=0.5)".
+        setting: what is run, such as "rkd(distance=25, lr_factor=0.5)".
         world: with its options.
         budget: instead of the world's.
         seed: of the run.
@@ -70,7 +70,7 @@ def perform(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     task = worlds.make(job.world)
     name, values = call(job.setting)
-    changes = {k: values.pop(k) for k in ("rate", *_WHOLE) if k in values}
+    changes = {k: values.pop(k) for k in ("lr_factor", *_WHOLE) if k in values}
     task = replace(task, budget=budget(task.budget, {**dict(job.budget), **changes}))
     began = time.process_time()
     if name == "labels":
@@ -86,13 +86,13 @@ def perform(job: Job) -> dict[str, Any]:
 
 
 def budget(usual: Any, changes: Mapping[str, float]) -> Any:
-    """A budget with other durations, and a learning rate `rate` times as high.
+    """A budget with other durations, and a learning rate `lr_factor` times as high.
 
     Raises:
         UsageError: an unknown word.
     """
     changes = dict(changes)
-    rate = changes.pop("rate", 1)
+    rate = changes.pop("lr_factor", 1)
     if unknown := [k for k in changes if k not in _WHOLE]:
         raise UsageError(f"a trial's budget cannot set {unknown[0]!r}; it knows {_WHOLE}")
     if "epochs" in changes:

@@ -44,7 +44,7 @@ class Trial:
         claim: the paper's central claim in the small, as one sentence.
         world: a world, with its options.
         settings: for each arm but those of `SHARED` what is tried, as "rkd(distance=25)"; among
-            a method's fields may stand `rate` (a factor of the world's learning rate), `epochs`,
+            a method's fields may stand `lr_factor` (of the world's learning rate), `epochs`,
             `steps` and `batch`. The setting that does best on `valid` is reported. The method's
             own arm is called by its key.
         against: the arms that the claim names. It is *shown* if the method does better than each.

@@ -6,7 +6,14 @@ TRIALS = (
     Trial(
         claim="Matching distances and angles between samples beats learning from labels alone.",
         world="digits",
-        settings={"rkd": ("rkd()", "rkd(rate=0.5)", "rkd(distance=5, angle=10)", "rkd(kd=0.9)")},
+        settings={
+            "rkd": (
+                "rkd()",
+                "rkd(distance=5, angle=10)",
+                "rkd(distance=1, angle=2)",
+                "rkd(lr_factor=0.5)",
+            ),
+        },
         against=("labels",),
         beside=("kd",),
     ),

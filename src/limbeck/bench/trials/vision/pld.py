@@ -1,0 +1,13 @@
+"""pld: the teacher's ranking is a better target than its probabilities."""
+
+from limbeck.bench.trial import Trial
+
+TRIALS = (
+    Trial(
+        claim="A Plackett-Luce loss on the teacher's ranking, which needs no weights, beats KD.",
+        world="digits",
+        settings={"pld": ("pld()", "pld(tau=2)", "pld(tau=4)", "pld(lr_factor=0.5)")},
+        against=("kd",),
+        beside=("labels",),
+    ),
+)
