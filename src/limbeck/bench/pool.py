@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +14,8 @@ from typing import Any
 from limbeck.errors import Missing, UsageError
 
 __all__ = ["Here", "OnRay"]
+
+_PATIENCE = 10  # seconds for a cluster to answer
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -77,11 +81,12 @@ class OnRay:
             raise Missing("--ray needs ray; install it with: pip install 'limbeck[ray]'") from None
         self._ray: Any = ray
         try:
+            _knock(address)
             ray.init(
                 address=None if address == "local" else address,
                 runtime_env={"env_vars": dict.fromkeys(_THREADS, "1")},
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
             )
         except Exception as error:
             raise UsageError(f"no Ray cluster answers at {address!r}: {error}") from None
@@ -105,3 +110,10 @@ class OnRay:
     def close(self) -> None:
         """Leave the cluster."""
         self._ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether anybody answers at HOST:PORT, which Ray would wait for, for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), _PATIENCE).close()

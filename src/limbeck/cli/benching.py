@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck._source import say_path
 from limbeck.cli._parser import Parser
 from limbeck.errors import UsageError
 
@@ -40,8 +40,9 @@ def bench(argv: list[str]) -> int:
     add("--room", metavar="WORD", help="only the methods of this room (all)")
     add("--changed", action="store_true", help="only trials that ran with other code than now")
     add("--jobs", type=int, metavar="N", help="processes of one thread each (one a core)")
-    add("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster; 'local' begins one")
-    add("--again", type=int, metavar="SEED", help="run one reported seed again, and compare")
+    add("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster; 'local' begins one (none)")
+    add("--again", type=int, metavar="SEED", help="run one reported seed again, and compare (none)")
+    add("--digest", action="store_true", help="run nothing: write the packaged digest anew")
     add("--results", metavar="DIR", default="results", help="where rows are kept (results)")
     args = parser.parse_args(argv)
     if args.jobs is not None and not 1 <= args.jobs <= 1024:
@@ -54,6 +55,12 @@ def bench(argv: list[str]) -> int:
 
     trials = _asked(args.keys, args.room)
     store = Store(Path(args.results) / "trials")
+    if args.digest:
+        from limbeck.bench import digest
+
+        found = digest.write(store)
+        print(f"{len(found)} verdicts are written to {say_path(digest.PLACE)}")
+        return 0
     if args.changed:
         trials = [t for t in trials if _changed(t, store)]
     if not trials:
@@ -93,6 +100,7 @@ def _all(trials: list[Defined], store: Store, pool: Any, results: Path) -> int:
     from limbeck.bench import digest
     from limbeck.bench.runner import measure_trial
     from limbeck.bench.sentinels import SENTINELS, Kept, bits, look
+    from limbeck.report.trials import lines
 
     found = {}
     for sentinel, value in pool.each(bits, SENTINELS):
@@ -115,7 +123,8 @@ def _all(trials: list[Defined], store: Store, pool: Any, results: Path) -> int:
             continue
         told = digest.of_trial(trial, store)
         assert told is not None
-        print("\n".join(lines(trial.key, told)), flush=True)
+        print(f"{trial.key}, {told['seconds']:.0f} s of processor time")
+        print("\n".join(f"  {line}" for line in lines(trial.key, told)), flush=True)
     if results.resolve() == digest.PLACE.parents[2] / "results":  # a clone's own
         digest.write(store)
     return 2 if failed else 0
@@ -132,17 +141,3 @@ def _again(trial: Defined, store: Store, pool: Any, seed: int) -> int:
         word = "the same" if equal else f"stored was {row['value']!r}"
         print(f"{row['setting']} seed {seed}: {value!r}, {word}", flush=True)
     return 0 if same else 1
-
-
-def lines(key: str, told: dict[str, Any]) -> Iterator[str]:
-    """A definition's verdict, in words."""
-    yield f"{key}: {told['verdict']} ({told['world']}, {told['measure']}, {told['seeds'][1]} seeds)"
-    for arm, facts in told["arms"].items():
-        line = f"  {facts['setting']:<36} {facts['mean']:.4f}"
-        if "difference" in facts:
-            d = facts["difference"]
-            line += f"   {d['mean']:+.4f} for {key} (95 % {d['low']:+.4f} to {d['high']:+.4f})"
-            if arm not in told["against"]:
-                line += ", beside"
-        yield line
-    yield f"  {told['seconds']:.0f} s of processor time"

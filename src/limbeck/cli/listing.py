@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
 
 from limbeck._source import Field, Outline, outline, say_path
+from limbeck.cli._columns import columns, cut, fold
 from limbeck.cli._parser import Parser
 from limbeck.core.card import ENTRIES, GIVES, KINDS, PLAIN_NEEDS
-from limbeck.registry import ROOMS, Entry, cards, find
+from limbeck.registry import OWN, ROOMS, Entry, cards, find
+from limbeck.report import trials
 
 __all__ = ["list_methods", "show"]
 
@@ -56,7 +56,7 @@ def list_methods(argv: list[str]) -> int:
     add("--json", action="store_true", help="print a list of cards as JSON")
     args = parser.parse_args(argv)
     for meanings in (words for name, words in _WORDS.items() if getattr(args, name) == "help"):
-        print("\n".join(_columns(list(meanings.items()))))
+        print("\n".join(columns(list(meanings.items()))))
         return 0
     status = args.status and args.status.replace("-", " ").replace("_", " ")
     entries = cards(args.room, args.kind, args.needs, args.gives, status)
@@ -68,7 +68,7 @@ def list_methods(argv: list[str]) -> int:
         _table(entries)
     else:
         head = ("KEY", "ROOM", "YEAR", "KINDS", "GIVES", "STATUS", "TITLE")
-        print("\n".join(_columns([head, *map(_row, entries)])))
+        print("\n".join(columns([head, *map(_row, entries)])))
     return 0
 
 
@@ -106,7 +106,8 @@ def show(argv: list[str]) -> int:
             {"flag": _flag(f), **{name: getattr(f, name) for name in Field.__dataclass_fields__}}
             for f in written.fields
         ]
-        facts = {"class": written.name, "doc": written.doc, "fields": fields}
+        own = trials.told_of(entry.card.key) if entry.room != OWN else []
+        facts = {"class": written.name, "doc": written.doc, "fields": fields, "trials": own}
         _print_json(_facts(entry) | facts | {"file": str(entry.path)})
         return 0
     lines = list(_page(args.method, entry, written))
@@ -157,9 +158,9 @@ def _table(entries: list[Entry]) -> None:
     from rich.text import Text
 
     head = ("key", "room", "year", "kinds", "gives", "status", "title")
-    rows = [head, *((*row[:3], _cut(row[3], 28), *row[4:]) for row in map(_row, entries))]
+    rows = [head, *((*row[:3], cut(row[3], 28), *row[4:]) for row in map(_row, entries))]
     console = Console(highlight=False)
-    lines = [_cut(line, console.width) for line in _columns(rows)]
+    lines = [cut(line, console.width) for line in columns(rows)]
     styled = [Text(lines[0], "bold"), Text("─" * max(map(len, lines)), "dim")]
     starts = [0, *accumulate(max(map(len, column)) + 2 for column in zip(*rows, strict=True))]
     colours = {"shown": "green", "contradicted": "red", "not shown": "yellow", "partial": "magenta"}
@@ -170,10 +171,6 @@ def _table(entries: list[Entry]) -> None:
         styled.append(text)
     styled.append(Text(f"\n{len(entries)} listed; `limbeck show KEY` says more of one", "dim"))
     console.print(Text("\n").join(styled), soft_wrap=True)
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _page(asked: str, entry: Entry, written: Outline) -> Iterable[tuple[str, str]]:
@@ -199,15 +196,20 @@ def _page(asked: str, entry: Entry, written: Outline) -> Iterable[tuple[str, str
     }
     for name, value in facts.items():
         if value:
-            yield "", _wrap(f"{name:<9}{value}", 9)
+            yield "", fold(f"{name:<9}{value}", 9)
     yield "", ""
     yield "", written.doc or "(no description)"
     yield "", ""
     if written.fields:
         yield "bold", f"flags of `limbeck run {asked}`, which are fields in Python:"
         rows = [(f"  --{_flag(f)}", _type(f), _default(f), _help(f)) for f in written.fields]
-        for line in _columns(rows):
+        for line in columns(rows):
             yield "", line
+        yield "", ""
+    for told in trials.told_of(card.key) if entry.room != OWN else ():
+        yield "bold", f"trial, definition {told['number']}:"
+        for line in trials.lines(card.key, told):
+            yield "", f"  {line}"
         yield "", ""
     yield "bold", "run it:"
     world = f'"{card.world}"' if "(" in card.world else card.world
@@ -229,21 +231,6 @@ def _default(field: Field) -> str:
 
 def _help(field: Field) -> str:
     return "; ".join(filter(None, (field.help, field.range)))
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Align rows in columns; the last column is as long as it likes."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = ((text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
-    return ["  ".join(row).rstrip() for row in padded]
-
-
-def _width() -> int:
-    return min(100, shutil.get_terminal_size((100, 24)).columns)
-
-
-def _wrap(text: str, indent: int) -> str:
-    return textwrap.fill(text, _width(), subsequent_indent=" " * indent, break_long_words=False)
 
 
 def _print_json(value: Any) -> None:
