@@ -40,7 +40,11 @@ def bench(argv: list[str]) -> int:
     add("--room", metavar="WORD", help="only the methods of this room (all)")
     add("--changed", action="store_true", help="only trials that ran with other code than now")
     add("--jobs", type=int, metavar="N", help="processes of one thread each (one a core)")
-    add("--ray", metavar="ADDRESS", help="send the runs to this Ray cluster; 'local' begins one (none)")
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="send the runs to this Ray cluster; 'local' begins one (none)",
+    )
     add("--again", type=int, metavar="SEED", help="run one reported seed again, and compare (none)")
     add("--digest", action="store_true", help="run nothing: write the packaged digest anew")
     add("--results", metavar="DIR", default="results", help="where rows are kept (results)")

@@ -14,7 +14,6 @@ from limbeck.cli._columns import columns, cut, fold
 from limbeck.cli._parser import Parser
 from limbeck.core.card import ENTRIES, GIVES, KINDS, PLAIN_NEEDS
 from limbeck.registry import OWN, ROOMS, Entry, cards, find
-from limbeck.report import trials
 
 __all__ = ["list_methods", "show"]
 
@@ -99,18 +98,24 @@ def show(argv: list[str]) -> int:
         return show_modules(args)
     if args.method is None:
         parser.error("name a method by its KEY, or a model with --modules")
+    from limbeck.report.trials import told_of
+
     entry = find(args.method)
     written = outline(entry.path)
+    measured = told_of(entry.card.key) if entry.room != OWN else []
     if args.json:
         fields = [
             {"flag": _flag(f), **{name: getattr(f, name) for name in Field.__dataclass_fields__}}
             for f in written.fields
         ]
-        own = trials.told_of(entry.card.key) if entry.room != OWN else []
-        facts = {"class": written.name, "doc": written.doc, "fields": fields, "trials": own}
+        facts = {"class": written.name, "doc": written.doc, "fields": fields, "trials": measured}
         _print_json(_facts(entry) | facts | {"file": str(entry.path)})
         return 0
-    lines = list(_page(args.method, entry, written))
+    lines = [
+        *_page(args.method, entry, written),
+        *_measured(entry, measured),
+        *_how_to_run(args.method, entry),
+    ]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.text import Text
@@ -206,13 +211,20 @@ def _page(asked: str, entry: Entry, written: Outline) -> Iterable[tuple[str, str
         for line in columns(rows):
             yield "", line
         yield "", ""
-    for told in trials.told_of(card.key) if entry.room != OWN else ():
+
+
+def _measured(entry: Entry, measured: list[dict[str, Any]]) -> Iterable[tuple[str, str]]:
+    from limbeck.report.trials import lines
+
+    for told in measured:
         yield "bold", f"trial, definition {told['number']}:"
-        for line in trials.lines(card.key, told):
-            yield "", f"  {line}"
+        yield from (("", f"  {line}") for line in lines(entry.card.key, told))
         yield "", ""
+
+
+def _how_to_run(asked: str, entry: Entry) -> Iterable[tuple[str, str]]:
+    world = f'"{entry.card.world}"' if "(" in entry.card.world else entry.card.world
     yield "bold", "run it:"
-    world = f'"{card.world}"' if "(" in card.world else card.world
     yield "", f"  limbeck run {asked} --world {world}"
 
 
