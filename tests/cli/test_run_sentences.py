@@ -191,12 +191,16 @@ class Answers(BaseHTTPRequestHandler):
 
     requests: ClassVar[list[int]] = []
 
+    @staticmethod
+    def predict(row: list[float]) -> list[float]:
+        return [0.5, 0.5]
+
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["instances"]
         self.requests.append(len(asked))
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps({"predictions": [[0.5, 0.5]] * len(asked)}).encode())
+        self.wfile.write(json.dumps({"predictions": [self.predict(x) for x in asked]}).encode())
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -221,6 +225,25 @@ def test_a_dry_run_tells_how_often_a_server_was_asked(
     assert main(words) == 0
     assert len(Answers.requests) == n
     assert "was sent 0 requests" in capsys.readouterr().out
+
+
+def test_classes_in_another_order_are_told_of_where_the_teacher_is_judged(
+    place: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the page too, which is all that a quiet run says."""
+    words = ["run", "kd", "--teacher", server, *OWN[2:], "--steps", "5", "--quiet", "--out"]
+    turned, right = [[0.1, 0.9], [0.9, 0.1]], [[0.9, 0.1], [0.1, 0.9]]  # "p" is where c is 0
+    for answers, out in ((turned, "a"), (right, "b")):
+        monkeypatch.setattr(
+            Answers, "predict", staticmethod(lambda row, has=answers: has[row[2] > 0])
+        )
+        assert main([*words, out]) == 0
+        doubt = "agrees with 0% of the labels of 64 training samples"
+        told = json.loads((place / out / "result.json").read_text())
+        assert (doubt in told.get("doubt", "")) == (answers is turned)
+        assert (doubt in (place / out / "report.html").read_text()) == (answers is turned)
+        for kept in (place / "cache").rglob("*.sqlite"):
+            kept.unlink()
 
 
 def test_interrupted_is_said_by_the_first_process_alone(

@@ -81,12 +81,15 @@ class Told:
         """The classes' names."""
         return [str(name) for name in self.first.at("classes") or ()]
 
-    def columns(self) -> int:
-        """How many numbers a sample of a table or of rows has; 0 where that is not known."""
+    def inputs(self) -> Mapping[str, Any]:
+        """What run.json says of the student's inputs; {} where it says nothing."""
         about = self.first.run.get("about")
         inputs = about.get("inputs") if isinstance(about, Mapping) else None
-        if not isinstance(inputs, Mapping):
-            return 0
+        return inputs if isinstance(inputs, Mapping) else {}
+
+    def columns(self) -> int:
+        """How many numbers a sample of a table or of rows has; 0 where that is not known."""
+        inputs = self.inputs()
         return len(inputs.get("columns") or ()) or math.prod(inputs.get("shape") or (0,))
 
     def asked(self, name: str) -> str | None:
