@@ -1,6 +1,8 @@
 """What `limbeck run` says of words that do not fit, and of what it does with them."""
 
 import json
+import re
+import shutil
 import statistics
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -166,6 +168,26 @@ def test_seeds_end_with_all_means_and_the_paired_difference(
     assert "student alone" not in capsys.readouterr().out
 
 
+def test_seeds_that_were_stopped_end_with_the_same_means(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is finished, one in the middle, one had not begun."""
+    words = ("--steps", "30", "--seeds", "3", "--quiet", "--baseline", "--out", "b")
+    assert main([*KD, *words]) == 0
+    *_, means, apart = capsys.readouterr().out.splitlines()
+    told = (place / "b/result.json").read_bytes()
+    for name in ("result.json", "report.html", "seed-1/result.json"):
+        (place / "b" / name).unlink()
+    shutil.rmtree(place / "b/seed-2")
+    assert main(["resume", "b", "--quiet"]) == 0
+    first, *_, again, again_apart = capsys.readouterr().out.splitlines()
+    assert first.startswith("the run in b/seed-0 is finished. kd, seed 0: accuracy")
+    assert (again, again_apart) == (means, apart)
+    assert means.startswith("3 seeds: accuracy")
+    assert (place / "b/result.json").read_bytes() == told
+    assert (place / "b/report.html").exists()
+
+
 def test_the_interval_is_students(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = pytest.importorskip("scipy.stats", reason="needs scipy")
     for n in (2, 3, 12, 31, 32, 40, 200):
@@ -181,9 +203,12 @@ def test_a_dry_run_tells_of_the_teachers_training(
     assert main(["run", "kd", "--teacher", "nets.py:Raw", *words]) == 0
     told = capsys.readouterr().out
     assert "the teacher 'Raw': it has no weights, so it would be trained first, 33 steps" in told
+    assert re.search(r"^seconds a step: \d+\.\d+, after the teacher's own training$", told, re.M)
     assert not (place / "cache").exists()
     assert main(["run", "kd", "--teacher", "nets.py:small", *words]) == 0
-    assert "trained first" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "trained first" not in told
+    assert re.search(r"^seconds a step: \d+\.\d+$", told, re.M)
 
 
 class Answers(BaseHTTPRequestHandler):
