@@ -15,10 +15,11 @@ from limbeck.core import _live, processes
 from limbeck.core import progress as progress_module
 from limbeck.core.engine import fit
 from limbeck.core.objectives import Labels
-from limbeck.core.progress import TOLD, Progress, Watched, seconds_said
+from limbeck.core.progress import TOLD, Progress, Watched
 from limbeck.core.run import Run
 from limbeck.core.task import Budget, Task
 from limbeck.core.teachers import Nobody
+from limbeck.core.times import seconds_said
 from limbeck.errors import UsageError
 
 pytestmark = pytest.mark.xdist_group("progress")

@@ -17,7 +17,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from limbeck.core.progress import Groups, Tick, Watched, seconds_said
+from limbeck.core.progress import Groups, Tick, Watched
+from limbeck.core.times import seconds_said
 
 EVERY = 0.1
 """Seconds between two drawings, at least."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from limbeck.report.dots import CALLED, class_table
-from limbeck.report.page import Html, figure, note, section, table, text
+from limbeck.report.page import Html, facts, figure, note, section, table, text
 from limbeck.report.reading import SIDES, Told
 from limbeck.report.reliability import pooled, reliability, sample
 from limbeck.report.strips import Strip, strips
 from limbeck.report.words import Measure, number, percent
 
-__all__ = ["agreement", "calibration", "classes", "scores"]
+__all__ = ["agreement", "calibration", "classes", "gave", "scores"]
 
 SHOWN = 20
 """Classes in the plot, at most."""
@@ -176,3 +176,21 @@ def _gap(values: dict[str, list[float | None]], i: int) -> float:
     student = values["student"][i]
     teacher = values["teacher"][i] if "teacher" in values else 0.0
     return 9.0 if student is None or teacher is None else student - teacher
+
+
+def gave(told: Told) -> Html:
+    """What a method gives that is no model: scores of candidates, a report."""
+    result = told.first.result
+    body = []
+    if isinstance(result.get("scores"), Mapping) and result["scores"]:
+        ranked = sorted(result["scores"].items(), key=lambda item: -item[1])
+        rows = [(name, f"{value:.4g}") for name, value in ranked[:50]]
+        caption = (
+            "Candidates, best first."
+            if len(ranked) <= 50
+            else (f"The best 50 of {len(ranked):,} candidates.")
+        )
+        body.append(table(["candidate", "score"], rows, caption, best=0))
+    if isinstance(result.get("report"), Mapping) and result["report"]:
+        body.append(facts(result["report"]))
+    return section("What it gave", *body) if body else Html("")

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ SIDES = ("teacher", "student", "baseline")
 
 @dataclass(frozen=True)
 class Seed:
-    """One run: what its run.json, result.json and appraisal.json say ({} of a missing one)."""
+    """One run: what the files of these names say; {} of an appraisal or time that is missing."""
 
     folder: Path
     run: Mapping[str, Any]
     result: Mapping[str, Any]
     appraisal: Mapping[str, Any]
+    time: Mapping[str, Any] = field(default_factory=dict)
 
     def at(self, *path: str) -> Any:
         """A value of the appraisal by the names that lead to it, or None."""
@@ -141,8 +142,8 @@ def _seed(folder: Path) -> Seed:
     result = _read(folder / "result.json")
     if "method" not in result:
         raise UsageError(f"{folder / 'result.json'} is not limbeck's: it names no method")
-    path = folder / "appraisal.json"
-    return Seed(folder, run, result, _read(path) if path.exists() else {})
+    more = (folder / name for name in ("appraisal.json", "time.json"))
+    return Seed(folder, run, result, *(_read(path) if path.exists() else {} for path in more))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def page_of(folder: Path) -> Html:
         head.append(note(*careful))
     body = [
         judged.scores(told),
-        effort.gave(told),
+        judged.gave(told),
         writing.prediction(told) or judged.agreement(told),
         effort.costs(told),
         judged.calibration(told),

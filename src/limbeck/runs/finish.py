@@ -111,5 +111,6 @@ def _write(
     if task.split:
         rows = json.dumps(dict(task.split), separators=(",", ":"))
         write_atomic(folder / "split.json", rows.encode())
+    run.time.keep(still=True)
     write_json(folder / "result.json", result.facts)
     page.write(folder)
