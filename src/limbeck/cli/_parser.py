@@ -109,17 +109,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the parser's complaint as a sentence, instead of ending the program."""
-        help = f"see '{self.prog} --help'"
+        see = f"see '{self.prog} --help'"
         names, _, fault = message.removeprefix("argument ").partition(": ")
         name = names.rpartition("/")[2]  # of -h/--help the longer one
         if fault.startswith("expected"):  # `one argument`, `at least one argument`
             told = self._option_string_actions[name].metavar
-            raise UsageError(f"{name} has no value; write {name} {told}, or {help}")
+            raise UsageError(f"{name} has no value; write {name} {told}, or {see}")
         if fault.startswith("ignored explicit argument"):
             raise UsageError(f"{name} takes no value; leave out the one given, {fault[26:]}")
         if name.endswith("are required"):
-            raise UsageError(f"{fault.replace(', ', ' and ')} must be given; {help}")
-        raise UsageError(f"'{self.prog}': {message}; {help}")
+            raise UsageError(f"{fault.replace(', ', ' and ')} must be given; {see}")
+        raise UsageError(f"'{self.prog}': {message}; {see}")
 
 
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
