@@ -153,7 +153,7 @@ def test_a_damaged_file_is_named(
     ("words", "sentence"),
     [
         (("--seeds", "0"), "--seeds is 0; it must be from 1 to 1000"),
-        (("--seeds", "many"), "invalid int value: 'many'"),
+        (("--seeds", "many"), "--seeds is 'many'; it must be a whole number"),
         (("--methods", "dk"), "did you mean 'kd'"),
         (("--methods", " , "), "--methods names no method"),
         (("--methods", "kd,diswot"), "diswot gives scores, not a model"),

@@ -129,6 +129,47 @@ def test_every_option_that_takes_a_value_tells_what_it_is_without(command: str) 
             assert action.metavar is not None or command == "report", action.option_strings
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_flag_whose_value_does_not_fit_says_what_would(command: str) -> None:
+    """Whole numbers, numbers and choices, of every command."""
+    parser = _parser_of(command, ["kd"] if command == "run" else [])
+    assert parser is not None
+    for action in parser._actions:
+        flag = action.option_strings[-1] if action.option_strings else None
+        kind: Any = action.type
+        told = {int: "must be a whole number", float: "must be a number"}.get(kind, "")
+        if action.choices:
+            told = f"give one of: {', '.join(action.choices)}"
+        if told:
+            with pytest.raises(UsageError) as error:
+                parser.parse_args(["x1"] if flag is None else [f"{flag}=x1"])
+            assert str(error.value) == f"{flag or action.metavar} is 'x1'; " + told.replace(
+                "must", "it must"
+            )
+        elif flag is not None and action.nargs == 0:
+            with pytest.raises(UsageError, match=f"{flag} takes no value; leave out .*'x1'$"):
+                parser.parse_args([f"{flag}=x1"])
+        if flag is not None and action.nargs != 0:
+            with pytest.raises(UsageError, match=f"^{flag} has no value; write {flag} "):
+                parser.parse_args([flag])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["export"], "DIR and --to must be given; see 'limbeck export --help'"),
+        (["run", "kd", "--epochs", "abc"], "--epochs is 'abc'; it must be a number"),
+        (["run", "kd", "--seeds", "9" * 20], f"--seeds is {'9' * 20}; give at most 10,000"),
+        (["run", "kd", "--seeds", "0"], "--seeds is 0; it must be above 0"),
+    ],
+)
+def test_what_is_missing_or_does_not_fit_ends_the_command(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {told}\n"
+
+
 @pytest.mark.parametrize("option", ["room", "kind", "needs", "gives", "status"])
 def test_list_tells_the_words_of_an_option(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", f"--{option}", "help"]) == 0

@@ -209,7 +209,10 @@ def test_show_a_file_of_one_s_own(root, tmp_path, capsys):
         (["--list"], "there is no command '--list'; did you mean 'list'?"),
         (["list", "--rom", "vision"], "has no option '--rom'; did you mean '--room'?"),
         (["list", "--room", "visoin"], "did you mean 'vision'?"),
-        (["list", "--room"], "expected one argument"),
+        (
+            ["list", "--room"],
+            "--room has no value; write --room WORD, or see 'limbeck list --help'",
+        ),
         (["list", "extra"], "it does not take 'extra'"),
         (["show"], "KEY"),
         (["show", "kdd"], "no method is called 'kdd'; did you mean 'kd' or 'gkd'?"),
@@ -264,5 +267,5 @@ def test_parser_takes_what_looks_like_options_after_two_dashes():
     parser.add_argument("words", nargs="*")
     parser.add_argument("--rate", type=float)
     assert parser.parse_args(["--rate=-1", "--", "--odd"]).words == ["--odd"]
-    with pytest.raises(UsageError, match="invalid float value"):
+    with pytest.raises(UsageError, match="--rate is 'x'; it must be a number"):
         parser.parse_args(["--rate", "x"])

@@ -176,7 +176,7 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["safetensors"], "would hide the package 'safetensors'"),
         (["kd"], "there is a method called 'kd' already, in "),
         (["mine", "--room", "visoin"], "no room 'visoin'; did you mean 'vision'?"),
-        ([], "required: KEY"),
+        ([], "KEY must be given; see 'limbeck new --help'"),
     ],
 )
 def test_refusals_are_sentences(

@@ -1,6 +1,8 @@
 """What `limbeck run` says of words that do not fit, and of what it does with them."""
 
 import json
+import re
+import shutil
 import statistics
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -166,6 +168,26 @@ def test_seeds_end_with_all_means_and_the_paired_difference(
     assert "student alone" not in capsys.readouterr().out
 
 
+def test_seeds_that_were_stopped_end_with_the_same_means(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is finished, one in the middle, one had not begun."""
+    words = ("--steps", "30", "--seeds", "3", "--quiet", "--baseline", "--out", "b")
+    assert main([*KD, *words]) == 0
+    *_, means, apart = capsys.readouterr().out.splitlines()
+    told = (place / "b/result.json").read_bytes()
+    for name in ("result.json", "report.html", "seed-1/result.json"):
+        (place / "b" / name).unlink()
+    shutil.rmtree(place / "b/seed-2")
+    assert main(["resume", "b", "--quiet"]) == 0
+    first, *_, again, again_apart = capsys.readouterr().out.splitlines()
+    assert first.startswith("the run in b/seed-0 is finished. kd, seed 0: accuracy")
+    assert (again, again_apart) == (means, apart)
+    assert means.startswith("3 seeds: accuracy")
+    assert (place / "b/result.json").read_bytes() == told
+    assert (place / "b/report.html").exists()
+
+
 def test_the_interval_is_students(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = pytest.importorskip("scipy.stats", reason="needs scipy")
     for n in (2, 3, 12, 31, 32, 40, 200):
@@ -181,9 +203,12 @@ def test_a_dry_run_tells_of_the_teachers_training(
     assert main(["run", "kd", "--teacher", "nets.py:Raw", *words]) == 0
     told = capsys.readouterr().out
     assert "the teacher 'Raw': it has no weights, so it would be trained first, 33 steps" in told
+    assert re.search(r"^seconds a step: \d+\.\d+, after the teacher's own training$", told, re.M)
     assert not (place / "cache").exists()
     assert main(["run", "kd", "--teacher", "nets.py:small", *words]) == 0
-    assert "trained first" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "trained first" not in told
+    assert re.search(r"^seconds a step: \d+\.\d+$", told, re.M)
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -191,12 +216,16 @@ class Answers(BaseHTTPRequestHandler):
 
     requests: ClassVar[list[int]] = []
 
+    @staticmethod
+    def predict(row: list[float]) -> list[float]:
+        return [0.5, 0.5]
+
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["instances"]
         self.requests.append(len(asked))
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps({"predictions": [[0.5, 0.5]] * len(asked)}).encode())
+        self.wfile.write(json.dumps({"predictions": [self.predict(x) for x in asked]}).encode())
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -221,6 +250,25 @@ def test_a_dry_run_tells_how_often_a_server_was_asked(
     assert main(words) == 0
     assert len(Answers.requests) == n
     assert "was sent 0 requests" in capsys.readouterr().out
+
+
+def test_classes_in_another_order_are_told_of_where_the_teacher_is_judged(
+    place: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the page too, which is all that a quiet run says."""
+    words = ["run", "kd", "--teacher", server, *OWN[2:], "--steps", "5", "--quiet", "--out"]
+    turned, right = [[0.1, 0.9], [0.9, 0.1]], [[0.9, 0.1], [0.1, 0.9]]  # "p" is where c is 0
+    for answers, out in ((turned, "a"), (right, "b")):
+        monkeypatch.setattr(
+            Answers, "predict", staticmethod(lambda row, has=answers: has[row[2] > 0])
+        )
+        assert main([*words, out]) == 0
+        doubt = "agrees with 0% of the labels of 64 training samples"
+        told = json.loads((place / out / "result.json").read_text())
+        assert (doubt in told.get("doubt", "")) == (answers is turned)
+        assert (doubt in (place / out / "report.html").read_text()) == (answers is turned)
+        for kept in (place / "cache").rglob("*.sqlite"):
+            kept.unlink()
 
 
 def test_interrupted_is_said_by_the_first_process_alone(

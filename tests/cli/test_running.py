@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,7 +117,9 @@ def test_an_own_method_file_runs_and_dry_trains_nothing(
     assert not (place / "runs").exists()
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_bits(place: Path) -> None:
+def test_killed_at_any_moment_it_ends_with_the_same_bits(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place / "task.py").write_text(TASK.replace("STEPS", "400"))
     words = ["run", "kd", "--task", "task.py:make", "--quiet", "--out"]
     assert limbeck(*words, "whole") == 0
@@ -130,7 +133,16 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(place: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was to be killed before its end"
     assert not (place / "killed/result.json").exists()
+    (place / "killed/time.json").write_text('{"seconds": 7200.5, "sittings": 1}')  # it took long
     assert limbeck("resume", "killed") == 0
+    told = json.loads((place / "killed/time.json").read_text())
+    assert (told["sittings"], told["seconds"] > 7200.5) == (2, True)
+    said = capsys.readouterr().out
+    assert re.search(r"; it took 2:\d\d:\d\d h in 2 sittings; in killed$", said, re.M), said
+    assert " h in 2 sittings" in (place / "killed/report.html").read_text()
+    assert "sittings" not in (place / "whole/report.html").read_text()
+    assert limbeck("run", *words[1:], "killed") == 0  # it is finished, and takes no time
+    assert json.loads((place / "killed/time.json").read_text()) == told
     assert (place / "killed/student.safetensors").read_bytes() == (
         place / "whole/student.safetensors"
     ).read_bytes()

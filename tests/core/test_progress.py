@@ -15,10 +15,11 @@ from limbeck.core import _live, processes
 from limbeck.core import progress as progress_module
 from limbeck.core.engine import fit
 from limbeck.core.objectives import Labels
-from limbeck.core.progress import TOLD, Progress, Watched, seconds_said
+from limbeck.core.progress import TOLD, Progress, Watched
 from limbeck.core.run import Run
 from limbeck.core.task import Budget, Task
 from limbeck.core.teachers import Nobody
+from limbeck.core.times import seconds_said
 from limbeck.errors import UsageError
 
 pytestmark = pytest.mark.xdist_group("progress")
@@ -419,3 +420,11 @@ def test_a_spark_has_the_means_of_stretches() -> None:
     assert _live.spark([1.0] * 9, 8, levels) == "0" * 8
     assert _live.spark([1.0], 8, levels) == ""
     assert _live.spark([1.0, 2.0], 3, levels) == ""
+
+
+def test_a_fit_that_goes_on_says_from_where(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its seconds are of the rest alone."""
+    for start, told in ((0, "10 steps in 0.0 s; "), (4, "10 steps in 0.0 s from step 4 on; ")):
+        with Progress("text")("fit", 10, start) as tick:
+            tick(10, {"kd": 1.0})
+        assert f"fit: {told}kd 1" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -150,7 +151,7 @@ def test_a_slow_server_and_none_at_all_are_said(server):
         client(silent, retries=1, timeout=1.0)(X[:2])
     event = threading.Event()
     server.predict = lambda rows: event.wait(5) and probabilities(rows)
-    with pytest.raises(UsageError, match=r"could not be asked, 1 times in a row \(timed out\)"):
+    with pytest.raises(UsageError, match=r"in a row \(nothing came within 0\.2 s\); see that"):
         client(server, retries=0, timeout=0.2)(X[:2])
     event.set()
     assert time.monotonic() - real < 4
@@ -167,10 +168,11 @@ def test_the_budget_of_requests_holds_and_nothing_asked_is_lost(server):
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ("<html>hello</html>", r"no \{\"predictions\": \[...\]\}: <html>hello"),
+        ("hello", r"no \{\"predictions\": \[...\]\}: hello; name the address"),
         ('{"predictions": [1]}', "1 predictions for 2 instances"),
         ('{"predictions": [1, 7]}', "the label 7, and there are 3 classes"),
-        ('{"predictions": ["a", "d"]}', "gave the label 'd'"),
+        ('{"predictions": ["a", "d"]}', "'d', which is no class's name or number; .*are: a, b, c"),
+        ('{"predictions": ["a", "0"]}', "'0', .* are: a, b, c; a number stands without quotes"),
         ('{"predictions": [[0.5, 0.5], [0.5, 0.5]]}', r"shape \(2,\), and there are 3 classes"),
         ('{"predictions": [[{"label": "a"}], [{}]]}', "write label and score"),
         ('{"predictions": [["x", 1, 2], [1, 2, 3]]}', "for probabilities"),
@@ -198,6 +200,57 @@ def test_answers_that_cannot_be_read_are_one_sentence(server, body, told):
     assert "\n" not in str(error.value)
     torch.testing.assert_close(ask(X[:2]), P[:2])  # what was bad is not kept
     assert len(server.requests) == 2
+
+
+def test_a_label_of_classes_without_names_is_a_number(server):
+    server.predict = lambda rows: ["0" for _ in rows]
+    with pytest.raises(UsageError, match="'0', and the classes have no names; give whole numbers"):
+        client(server, names=())(X[:2])
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_what_a_terminal_should_not_be_sent_is_escaped_and_a_page_is_its_words(server, status):
+    """No byte of a server reaches a terminal raw: it could colour it, or ring, or turn its text."""
+    page = "<!DOCTYPE html><html><head><script>var a = '<b>';</script><title>Sign in</title></head>"
+    for body, told in (
+        ("\x1b[31mred\x07\u202e", r"\x1b[31mred\x07\u202e"),
+        ("\x00" * 5000, "\\x00" * 40 + "..."),
+        (page + "<p>to go on</p>", "a web page: Sign in to go on"),
+        ("<html></html>", "a web page"),
+    ):
+        server.faults = [(status, {}, body)]
+        with pytest.raises(UsageError) as error:
+            client(server, retries=0)(X[:2])
+        assert f": {told}" in str(error.value)
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 400
+
+
+def test_bytes_that_are_no_text_are_escaped(server):
+    post = posting.Post(server.url, remote.KEY, 1.0, 0, None)
+    assert post.start(b"a\xff\x9b\n\xc3\xa9") == "a\\xff\\x9b \u00e9"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"", "it closed the connection without an answer"),
+        (b"SSH-2.0\x1b\r\n", r"what it said is no HTTP: SSH-2\.0\\x1b"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n{", "its answer broke off"),
+    ],
+)
+def test_a_server_that_does_not_end_what_it_says(server, said, told):
+    def once():
+        link, _ = door.accept()
+        link.recv(65536)
+        link.sendall(said)
+        link.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        threading.Thread(target=once, daemon=True).start()
+        server.url = f"http://127.0.0.1:{door.getsockname()[1]}/"
+        with pytest.raises(UsageError, match=told):
+            client(server, retries=0)(X[:2])
 
 
 def test_kept_answers_that_do_not_fit_name_their_file(server, tmp_path):

@@ -337,10 +337,44 @@ def test_samples_are_of_a_set_and_not_all_columns_are_shown(tmp_path: Path) -> N
     path = folder / "run.json"
     about = {"inputs": {"kind": "table", "columns": list("abcdefg")}}
     path.write_text(json.dumps({**json.loads(path.read_text()), "about": about}))
-    assert "Of a sample the first 2 of 7 columns are shown." in words(folder)
+    told = words(folder)
+    assert "Of a row the first 2 of 7 columns are shown." in told
+    assert (told.count("test row 3 "), told.count("test sample 3")) == (4, 0)
+    assert "Rows are counted from 0, within the test set." in told
+    (folder / "split.json").write_text("{}")
+    assert "within the test set; split.json lists where" in words(folder)
     about = {"inputs": {"kind": "tensors", "shape": [2]}}
     path.write_text(json.dumps({**json.loads(path.read_text()), "about": about}))
     assert "columns are shown" not in words(folder)
+
+
+def test_a_teacher_that_seems_to_be_wrong_is_told_of_where_it_is_judged(tmp_path: Path) -> None:
+    doubt = "the teacher X agrees with 0% of the labels: look at the order of its classes"
+    told = words(make(tmp_path / "run", result={"doubt": doubt}))
+    assert f"the teacher's 98.0 %. T{doubt[1:]}. Trained on the labels alone" in told
+    for seed in range(2):
+        make(tmp_path / "many" / f"seed-{seed}", seed=seed, result={"doubt": doubt})
+    assert f"T{doubt[1:]}." in words(tmp_path / "many")
+
+
+@pytest.mark.parametrize(
+    ("y", "sure", "expected"),
+    [
+        (1, 0.8, "Shown first: where the teacher is right, and both are surest of themselves."),
+        (1, None, "Shown first: where the teacher is right, and the student is surest of itself."),
+        (2, 0.8, "The teacher is right on none of them. Shown first: where both are surest"),
+        (None, 0.8, "samples. Shown first: where both are surest of themselves."),
+    ],
+)
+def test_what_is_shown_first_is_so(
+    tmp_path: Path, y: int | None, sure: float | None, expected: str
+) -> None:
+    folder = make(tmp_path / "run")
+    told = json.loads((folder / "appraisal.json").read_text())
+    for each in told["apart"]:
+        each |= {"y": y, "teacher": [1, sure]}
+    (folder / "appraisal.json").write_text(json.dumps(told))
+    assert expected in words(folder)
 
 
 # -- words -----------------------------------------------------------------------------------------

@@ -289,14 +289,18 @@ def test_a_readme_names_the_classes(home: Home) -> None:
 
 
 def test_pictures_and_rows_are_scaled_as_the_student_reads_them(home: Home) -> None:
-    """The README's inputs are zeros brought to scale: their class is that of -mean / std."""
-    names = home.cases["conv"].about["names"]
+    """The README's sample is the first, not yet to scale: its class is what the student says."""
+    case = home.cases["conv"]
+    best = outputs(case.model, case.samples[:1]).argmax(-1)
+    assert home.told["conv-pt2"][1].strip() == str([case.about["names"][i] for i in best])
     mean, std = (torch.tensor(PICTURES[k]).view(-1, 1, 1) for k in ("mean", "std"))
-    x = (-mean / std).expand(4, 3, 8, 8)
-    best = outputs(home.cases["conv"].model, x).argmax(-1)
-    assert home.told["conv-pt2"][1].strip() == str([names[i] for i in best])
-    best = outputs(home.cases["rows"].model, torch.full((4, 6), -0.25)).argmax(-1)
+    raw = json.loads((home.done["conv-pt2"].folder / "sample.json").read_text())["x"]
+    torch.testing.assert_close(torch.tensor(raw), case.samples[:1] * std + mean)
+    case = home.cases["rows"]
+    best = outputs(case.model, case.samples[:1]).argmax(-1)
     assert home.told["rows-pt2"][1].strip() == str(best)
+    raw = json.loads((home.done["tied-pt2"].folder / "sample.json").read_text())
+    assert raw["tokens"] == home.cases["tied"].samples["tokens"][:1].tolist()
 
 
 def test_student_json_says_what_goes_in_and_out(home: Home) -> None:
@@ -399,6 +403,7 @@ def test_a_changed_student_of_a_library_is_left_as_weights(tmp_path: Path, how: 
     assert sorted(p.name for p in done.folder.iterdir()) == [
         "README.txt",
         "model.safetensors",
+        "sample.json",
         "student.json",
     ]
     other: Any = timm_model(head=9 if how == "head" else 0)
@@ -545,6 +550,7 @@ def test_only_an_earlier_export_of_the_same_student_is_replaced(tmp_path: Path) 
         "a.txt",
         "mine.txt",
         "model.safetensors",
+        "sample.json",
         "student.json",
     ]
 

@@ -43,7 +43,8 @@ def test_the_lines_standardise_and_run_beside_the_file(tmp_path: Path, kind: typ
     torch.manual_seed(1)
     model, out = kind(classes=2), tmp_path / "out"
     about = {"inputs": TABLE, "names": ["no", "yes"]}
-    export(model, torch.randn(4, 3), to="safetensors", out=out, about=about)
+    x = torch.randn(4, 3)
+    export(model, x, to="safetensors", out=out, about=about)
     text = (out / "README.txt").read_text()
     assert "is a nets.py:Student," in text
     assert "limbeck_own" not in text + json.dumps(json.loads((out / "student.json").read_text()))
@@ -53,11 +54,14 @@ def test_the_lines_standardise_and_run_beside_the_file(tmp_path: Path, kind: typ
     run = subprocess.run([sys.executable, "-c", code], cwd=out, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     said, logits = run.stdout.splitlines()
-    zeros = (torch.zeros(4, 3) - torch.tensor(TABLE["mean"])) / torch.tensor(TABLE["std"])
     with torch.no_grad():
-        best = model(zeros)["logits"].argmax(-1)
+        best = model(x[:1])["logits"].argmax(-1)
         assert torch.allclose(torch.tensor(json.loads(logits)), model(torch.ones(1, 3))["logits"])
     assert said == str([about["names"][i] for i in best])
+    assert f"argmax(-1)])  # {said}\n" in text, "the lines say what they print"
+    raw = json.loads((out / "sample.json").read_text())["x"]  # as it was before it was scaled
+    scale = torch.tensor(TABLE["std"]), torch.tensor(TABLE["mean"])
+    torch.testing.assert_close(torch.tensor(raw), x[:1] * scale[0] + scale[1])
 
 
 @pytest.mark.parametrize("how", ["width", "other"])

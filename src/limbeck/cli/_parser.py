@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from limbeck.errors import Missing, UsageError, nearest
 
@@ -94,6 +94,37 @@ class Parser(argparse.ArgumentParser):
             )
         return f"; see '{self.prog} --help'"
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """The value of a flag's word; argparse says `invalid int value` of one that is none."""
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            what = _KINDS.get(action.type, "another value")
+            raise UsageError(f"{_name(action)} is '{arg_string}'; it must be {what}") from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            there = ", ".join(map(str, action.choices))
+            raise UsageError(f"{_name(action)} is '{value}'; give one of: {there}")
+
     def error(self, message: str) -> NoReturn:
         """Raise the parser's complaint as a sentence, instead of ending the program."""
-        raise UsageError(f"'{self.prog}': {message}; see '{self.prog} --help'")
+        see = f"see '{self.prog} --help'"
+        names, _, fault = message.removeprefix("argument ").partition(": ")
+        name = names.rpartition("/")[2]  # of -h/--help the longer one
+        if fault.startswith("expected"):  # `one argument`, `at least one argument`
+            told = self._option_string_actions[name].metavar
+            raise UsageError(f"{name} has no value; write {name} {told}, or {see}")
+        if fault.startswith("ignored explicit argument"):
+            raise UsageError(f"{name} takes no value; leave out the one given, {fault[26:]}")
+        if name.endswith("are required"):
+            raise UsageError(f"{fault.replace(', ', ' and ')} must be given; {see}")
+        raise UsageError(f"'{self.prog}': {message}; {see}")
+
+
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
+
+
+def _name(action: argparse.Action) -> str:
+    """What a user calls an option, or a place."""
+    return action.option_strings[-1] if action.option_strings else str(action.metavar)

@@ -11,6 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from limbeck.core.times import took
 from limbeck.errors import Missing, UsageError
 
 _SECRET = ("key", "token", "secret", "password")
@@ -179,6 +180,8 @@ def sentence(facts: dict[str, Any], folder: Path) -> str:
     asked = facts.get("requests")
     many = f"{asked} request{'s' * (asked != 1)} to the teacher in this call"
     told += "" if asked is None else f"; {many}"
+    if there(folder / "time.json") and (time := took(read(folder / "time.json"))):
+        told += f"; it took {time}"
     return f"{head}: {told}; in {folder}"
 
 

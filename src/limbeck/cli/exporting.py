@@ -16,7 +16,8 @@ __all__ = ["export"]
 
 _ABOUT = """\
 Write the student of a finished run for those who have no limbeck, and check it against the
-original. Beside it lie student.json (inputs, classes, scores) and README.txt (how to use it)."""
+original. Beside it lie student.json (inputs, classes, scores), a sample, and README.txt (how to use
+it)."""
 _FORMATS = """\
 formats:
   safetensors  the weights; of timm's and transformers' models in the form that

@@ -123,8 +123,9 @@ def _free_folder(name: str, device: str | None) -> Path:
 
 def _request(entry: Entry, args: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
     """What was asked for, as run.json keeps it."""
-    if args.seeds < 1:
-        raise UsageError(f"--seeds is {args.seeds}; it must be above 0")
+    if not 0 < args.seeds <= 10_000:
+        told = "it must be above 0" if args.seeds < 1 else "give at most 10,000"
+        raise UsageError(f"--seeds is {args.seeds}; {told}")
     if args.seeds > 1 and args.dry:
         raise UsageError("--dry looks at one seed; leave --seeds out")
     given = {k[6:]: v for k, v in vars(args).items() if k.startswith("field_")}

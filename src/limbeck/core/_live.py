@@ -17,7 +17,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from limbeck.core.progress import Groups, Tick, Watched, seconds_said
+from limbeck.core.progress import Groups, Tick, Watched
+from limbeck.core.times import seconds_said
 
 EVERY = 0.1
 """Seconds between two drawings, at least."""
@@ -126,7 +127,7 @@ class View:
         line = self._named(sign, colour, *self._place(fit))
         line.append(fit.steps_said() if whole else f"stopped at {fit.done:,} of {fit.steps:,}")
         if not fit.before:
-            line.append(f"  {seconds_said(now - fit.began)}", "dim")
+            line.append(f"  {seconds_said(now - fit.began)}{fit.from_said()}", "dim")
         for word in fit.terms_said() if whole else ():
             name, _, value = word.rpartition(" ")
             line.append(f"  {name} ", "dim").append(value)

@@ -64,7 +64,8 @@ def look(
         n = teacher.ask.asked
         yield f"the teacher at {teacher.name} was sent {n} requests; its answers are kept"
     if len(times) > 1:
-        yield f"seconds a step: {(times[-1] - times[0]) / (len(times) - 1):.4f}"
+        alone = ", after the teacher's own training" if isinstance(teacher, Untrained) else ""
+        yield f"seconds a step: {(times[-1] - times[0]) / (len(times) - 1):.4f}{alone}"
 
 
 def _training(task: Task, teacher: Untrained) -> str:

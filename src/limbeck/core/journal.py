@@ -13,10 +13,35 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.core import checkpoints, processes
-from limbeck.core.files import refusal, write_atomic
+from limbeck.core.files import read_json, refusal, write_atomic, write_json
 from limbeck.errors import Missing, UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class _Sittings:
+    """The seconds that a run takes, over all sittings (processes that went on with it).
+
+    time.json keeps them with each checkpoint: what a kill took away is done, and counted, again.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._began, self._kept = time.monotonic(), False
+        self._path = folder / "time.json" if folder else None
+        self._before: dict[str, Any] = {}
+        if self._path is not None:
+            with contextlib.suppress(UsageError):  # it is no part of what the run gives
+                told = read_json(self._path)
+                self._before = told if isinstance(told, dict) else {}
+
+    def keep(self, still: bool = False) -> None:
+        """Write it; with `still` not where an earlier sitting had done all."""
+        if self._path is None or (still and self._before and not self._kept):
+            return
+        self._kept = True
+        seconds = float(self._before.get("seconds", 0)) + time.monotonic() - self._began
+        sittings = int(self._before.get("sittings", 0)) + 1
+        write_json(self._path, {"seconds": round(seconds, 2), "sittings": sittings})
 
 
 class Journal:
@@ -28,6 +53,7 @@ class Journal:
         self._used: set[str] = set()
         self._saved = time.monotonic()
         self.stages: list[dict[str, Any]] = []  # each fit, with its steps and sizes
+        self.time = _Sittings(folder)
         self._told: dict[str, int] | None = None  # stage -> last step that metrics.jsonl tells of
 
     # -- names ------------------------------------------------------------------------------------
@@ -77,6 +103,7 @@ class Journal:
             checkpoints.save(self.path(name, "done" if finished else "now"), tensors, meta)
             if finished:
                 self.path(name).unlink(missing_ok=True)
+            self.time.keep()
 
         processes.by_the_first(store)
         self._saved = time.monotonic()

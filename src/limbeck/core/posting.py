@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers after which a server may be asked again
 _BROKEN = (OSError, ValueError, http.client.HTTPException)
+_READ = 4000  # bytes of what is no answer that are looked at
 _LONGEST = 60.0  # seconds between two attempts, whatever the server says
 
 
@@ -81,21 +82,23 @@ class Post:
                 with opener.open(request, timeout=self.timeout) as answer:
                     return bytes(answer.read())
             except urllib.error.HTTPError as error:
-                why = self.start(f"it answered {error.code} {error.reason}: {_body(error)}")
+                why = f"it answered {error.code} {self.start(error.reason)}: "
+                why += self.start(_body(error)) or "nothing"
                 if error.code not in _AGAIN:
                     refused = Refused(f"the teacher at {self.shown} refused: {why}")
                     refused.code = error.code
                     raise refused from None
                 wait = _asked_to_wait(error.headers.get("Retry-After"), wait)
             except _BROKEN as error:  # no connection, a time-out, a broken answer
-                why = self.start(str(getattr(error, "reason", error)) or type(error).__name__)
+                why = self.start(_broken(error, self.timeout))
             if attempt < self.retries:
                 of = f"attempt {attempt + 2} of {self.retries + 1} in {wait:.3g} s"
                 _log.warning("no answer from %s (%s): %s", self.shown, why, of)
                 time.sleep(wait)
         raise UsageError(
             f"the teacher at {self.shown} could not be asked, {self.retries + 1} times in a row "
-            f"({why}); all answers so far are kept"
+            f"({why}); see that it runs and that the address is right, then give the command "
+            "again: all answers so far are kept"
         )
 
     def _count(self) -> None:
@@ -111,10 +114,19 @@ class Post:
         parts = urlsplit(self.url)
         return parts._replace(path=parts.path + path, fragment="").geturl() if path else self.url
 
-    def start(self, told: str) -> str:
-        """The beginning of what a server said, in one line and without the token."""
-        key = self._key()
-        text = " ".join((told.replace(key, "***") if key else told).split())
+    def start(self, told: str | bytes) -> str:
+        """The beginning of what a server said, in one line, without the token.
+
+        What no terminal should be sent is escaped; of a web page it is its words.
+        """
+        text = told[:_READ].decode("utf-8", "backslashreplace") if isinstance(told, bytes) else told
+        if key := self._key():
+            text = text.replace(key, "***")
+        if re.match(r"\s*<(!doctype|html|head|body)\b", text, re.IGNORECASE):
+            words = re.sub(r"(?is)<(script|style)\b.*?(</\1>|$)|<[^>]*>?", " ", text)
+            text = f"a web page: {words}" if words.strip() else "a web page"
+        text = " ".join(text.split())
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
         return text if len(text) <= 160 else f"{text[:160]}..."
 
     def _key(self) -> str:
@@ -135,11 +147,25 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _body(error: urllib.error.HTTPError) -> str:
+def _body(error: urllib.error.HTTPError) -> bytes:
     try:
-        return error.read(4000).decode("utf-8", "replace") or "nothing"
+        return error.read(_READ)
     except _BROKEN:
-        return "nothing that can be read"
+        return b"nothing that can be read"
+
+
+def _broken(error: Exception, timeout: float) -> str:
+    """Why there was no answer, in words."""
+    why = getattr(error, "reason", error)  # urllib wraps what went wrong
+    if isinstance(why, TimeoutError):
+        return f"nothing came within {timeout:g} s"
+    if isinstance(why, http.client.RemoteDisconnected):
+        return "it closed the connection without an answer"
+    if isinstance(why, http.client.BadStatusLine):
+        return f"what it said is no HTTP: {why}"
+    if isinstance(why, http.client.IncompleteRead):
+        return "its answer broke off"
+    return getattr(why, "strerror", None) or str(why) or type(why).__name__
 
 
 def _asked_to_wait(header: str | None, usual: float) -> float:

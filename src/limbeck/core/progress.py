@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from limbeck.core import processes
+from limbeck.core.times import seconds_said
 from limbeck.errors import UsageError, nearest
 
 KINDS = ("none", "text", "bar", "json")
@@ -57,6 +58,10 @@ class Watched:
             return "done before"
         of = f" of {self.steps:,}" if self.done < self.steps else ""
         return f"{self.done:,}{of} steps"
+
+    def from_said(self) -> str:
+        """Where it went on, in words; "" of a fit from its beginning."""
+        return f" from step {self.start:,} on" if self.start else ""
 
     def terms_said(self) -> list[str]:
         """The last value of each term."""
@@ -133,7 +138,7 @@ class Text:
         now = time.monotonic()
         if not whole or not self.groups.leave(fit, now):
             return
-        took = "" if fit.before else f" in {seconds_said(now - fit.began)}"
+        took = "" if fit.before else f" in {seconds_said(now - fit.began)}{fit.from_said()}"
         values = filter(None, (", ".join(fit.terms_said()), *fit.best_said()))
         self._tell("; ".join((f"{fit.name}: {fit.steps_said()}{took}", *values)))
 
@@ -249,15 +254,6 @@ class Progress:
         if self._made is None:
             self._made = Lines() if self.kind == "json" else _drawn(self.kind == "bar")
         return self._made
-
-
-def seconds_said(seconds: float) -> str:
-    """A duration: "0.4 s", "12 s", "3:25 min", "1:02:03 h"."""
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
 
 
 def _drawn(bar: bool) -> Shown:

@@ -19,7 +19,7 @@ from limbeck.core.files import cache_folder
 from limbeck.core.posting import Post
 from limbeck.core.sources.specs import KEY
 from limbeck.core.teachers import BlackBox, check_probabilities
-from limbeck.errors import UsageError
+from limbeck.errors import UsageError, nearest
 
 
 def served(
@@ -129,8 +129,10 @@ class Client:
         except (ValueError, KeyError, RecursionError):
             predictions = None
         if not isinstance(predictions, list):
-            said = self._start(told[:4000].decode("utf-8", "replace")) or "nothing"
-            raise UsageError(f'{self.shown} answered what is no {{"predictions": [...]}}: {said}')
+            raise UsageError(
+                f'{self.shown} answered what is no {{"predictions": [...]}}: '
+                f"{self._start(told) or 'nothing'}; name the address where predictions are made"
+            )
         if len(predictions) != len(rows):
             raise UsageError(
                 f"{self.shown} gave {len(predictions)} predictions for {len(rows)} instances; it "
@@ -138,7 +140,7 @@ class Client:
             )
         return predictions
 
-    def _start(self, told: str) -> str:
+    def _start(self, told: str | bytes) -> str:
         return self._post.start(told)
 
     def _tensor(self, predictions: list[Any]) -> Tensor:
@@ -160,9 +162,13 @@ class Client:
         if isinstance(value, str) and value in self.names:
             return torch.tensor(self.names[value])
         if isinstance(value, bool) or not isinstance(value, int):
+            told = f"{self.shown} gave the label {self._start(repr(value))}"
+            if not self.names:
+                raise UsageError(f"{told}, and the classes have no names; give whole numbers")
+            number = "; a number stands without quotes" if str(value).isdecimal() else ""
             raise UsageError(
-                f"{self.shown} gave the label {self._start(repr(value))}; it must be a class name "
-                "or a whole number"
+                f"{told}, which is no class's name or number{nearest(str(value), self.names)}"
+                f"{number}"
             )
         if not 0 <= value < (self.classes or 2**31):
             raise UsageError(

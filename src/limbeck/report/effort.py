@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from limbeck.core.times import took
 from limbeck.errors import UsageError
 from limbeck.report.curves import Line, curves, key
 from limbeck.report.logs import Metrics, fell, lines_of, read_metrics
@@ -15,7 +16,7 @@ from limbeck.report.plots import short
 from limbeck.report.reading import Told
 from limbeck.report.words import bytes_of, ratio
 
-__all__ = ["again", "costs", "gave", "learning", "settings"]
+__all__ = ["again", "costs", "learning", "settings"]
 
 _ASIDE = ("teacher", "baseline")
 """Stages beside a method's own."""
@@ -153,6 +154,7 @@ def settings(told: Told) -> Html:
         "seed" if not told.many else "seeds": ", ".join(
             str(seed.result.get("seed")) for seed in told.seeds
         ),
+        "time": ", ".join(filter(None, (took(seed.time) for seed in told.seeds))),
         "made with": _words(first.run.get("versions", {}), " "),
     }
     body = [facts({name: value for name, value in about.items() if value})]
@@ -202,24 +204,6 @@ def _sets(task: Any) -> str:
         if words and words[0].isdigit():
             found.append(f"{name} {int(words[0]):,}")
     return f"{', '.join(found)} samples" if found else ""
-
-
-def gave(told: Told) -> Html:
-    """What a method gives that is no model: scores of candidates, a report."""
-    result = told.first.result
-    body = []
-    if isinstance(result.get("scores"), Mapping) and result["scores"]:
-        ranked = sorted(result["scores"].items(), key=lambda item: -item[1])
-        rows = [(name, f"{value:.4g}") for name, value in ranked[:50]]
-        caption = (
-            "Candidates, best first."
-            if len(ranked) <= 50
-            else (f"The best 50 of {len(ranked):,} candidates.")
-        )
-        body.append(table(["candidate", "score"], rows, caption, best=0))
-    if isinstance(result.get("report"), Mapping) and result["report"]:
-        body.append(facts(result["report"]))
-    return section("What it gave", *body) if body else Html("")
 
 
 def again(told: Told) -> Html:

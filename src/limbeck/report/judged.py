@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from limbeck.report.dots import CALLED, class_table
-from limbeck.report.page import Html, figure, note, section, table, text
-from limbeck.report.plots import png
+from limbeck.report.page import Html, facts, figure, note, section, table, text
 from limbeck.report.reading import SIDES, Told
 from limbeck.report.reliability import pooled, reliability, sample
 from limbeck.report.strips import Strip, strips
 from limbeck.report.words import Measure, number, percent
 
-__all__ = ["agreement", "apart", "calibration", "classes", "scores"]
+__all__ = ["agreement", "calibration", "classes", "gave", "scores"]
 
 SHOWN = 20
 """Classes in the plot, at most."""
@@ -145,7 +144,7 @@ def calibration(told: Told) -> Html:
     )
 
 
-# -- classes and examples --------------------------------------------------------------------------
+# -- classes ---------------------------------------------------------------------------------------
 
 
 def classes(told: Told) -> Html:
@@ -179,68 +178,19 @@ def _gap(values: dict[str, list[float | None]], i: int) -> float:
     return 9.0 if student is None or teacher is None else student - teacher
 
 
-def apart(told: Told) -> Html:
-    """Samples to which student and teacher answer differently."""
-    found = told.first.at("apart") or []
-    if not found:
-        return Html("")
-    names = told.names()
-    agree = told.first.at("agreement", "student", "top1")
-    count = told.first.at("samples")
-    about = []
-    if agree is not None and count:
-        about.append(f"They differ on {round((1 - agree) * count):,} of {count:,} samples.")
-    about.append("Shown first: where the teacher is right, and both are surest of themselves.")
-    if told.many:
-        about.append(f"All are of {told.first.folder.name}.")
-    shown = max(len(each["x"].get("values") or ()) for each in found)
-    columns = told.columns()
-    if 0 < shown < columns:
-        about.append(f"Of a sample the first {shown} of {columns:,} columns are shown.")
-    where = told.first.at("set") or "test"
-    cards = "\n".join(_card(each, names, f"{where} sample {each['index']}") for each in found)
-    wide = " wide" if shown else ""
-    return section(
-        "Where student and teacher part",
-        note(*about),
-        Html(f'<ul class="cards{wide}">\n{cards}\n</ul>'),
-    )
-
-
-def _card(each: dict[str, Any], names: Sequence[str], sample: str) -> str:
-    def called(i: Any) -> str:
-        return names[i] if isinstance(i, int) and 0 <= i < len(names) else str(i)
-
-    lines = []
-    for side in ("teacher", "student"):
-        pick, p = each[side]
-        sure = "" if p is None else f"{100 * p:.0f} %"
-        right = each["y"] is not None and pick == each["y"]
-        mark = (
-            '<b class="yes">✓</b>'
-            if right
-            else '<b class="no">✗</b>'
-            if each["y"] is not None
-            else ""
+def gave(told: Told) -> Html:
+    """What a method gives that is no model: scores of candidates, a report."""
+    result = told.first.result
+    body = []
+    if isinstance(result.get("scores"), Mapping) and result["scores"]:
+        ranked = sorted(result["scores"].items(), key=lambda item: -item[1])
+        rows = [(name, f"{value:.4g}") for name, value in ranked[:50]]
+        caption = (
+            "Candidates, best first."
+            if len(ranked) <= 50
+            else (f"The best 50 of {len(ranked):,} candidates.")
         )
-        lines.append(f"<dt>{side}</dt><dd>{mark} {text(called(pick))} <span>{sure}</span></dd>")
-    truth = "" if each["y"] is None else f"<dt>label</dt><dd>{text(called(each['y']))}</dd>"
-    picture, values = _sample(each["x"], sample)
-    return f"<li>{picture}<p>{text(sample)}</p><dl>{truth}{''.join(lines)}</dl>{values}</li>"
-
-
-def _sample(x: dict[str, Any], describe: str) -> tuple[str, str]:
-    """What stands above the answers to a sample, and what below."""
-    if x.get("kind") == "picture":
-        pixels = x["pixels"]
-        colour = isinstance(pixels[0][0], list)
-        lines = [bytes(v for p in row for v in p) if colour else bytes(row) for row in pixels]
-        crisp = ' class="crisp"' if max(len(pixels), len(pixels[0])) < 48 else ""
-        source = png(lines, 2 if colour else 0)
-        return f'<img{crisp} alt="{text(describe)}" src="{source}">', ""
-    names, values = x.get("names") or [], x.get("values") or []
-    if not names:
-        return "", f"<p>{text(', '.join(f'{v:.4g}' for v in values))}</p>"
-    pairs = zip(names, values, strict=False)
-    rows = (f"<dt>{text(name)}</dt><dd>{v:.4g}</dd>" for name, v in pairs)
-    return "", f'<dl class="values">{"".join(rows)}</dl>'
+        body.append(table(["candidate", "score"], rows, caption, best=0))
+    if isinstance(result.get("report"), Mapping) and result["report"]:
+        body.append(facts(result["report"]))
+    return section("What it gave", *body) if body else Html("")

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ SIDES = ("teacher", "student", "baseline")
 
 @dataclass(frozen=True)
 class Seed:
-    """One run: what its run.json, result.json and appraisal.json say ({} of a missing one)."""
+    """One run: what the files of these names say; {} of an appraisal or time that is missing."""
 
     folder: Path
     run: Mapping[str, Any]
     result: Mapping[str, Any]
     appraisal: Mapping[str, Any]
+    time: Mapping[str, Any] = field(default_factory=dict)
 
     def at(self, *path: str) -> Any:
         """A value of the appraisal by the names that lead to it, or None."""
@@ -81,12 +82,15 @@ class Told:
         """The classes' names."""
         return [str(name) for name in self.first.at("classes") or ()]
 
-    def columns(self) -> int:
-        """How many numbers a sample of a table or of rows has; 0 where that is not known."""
+    def inputs(self) -> Mapping[str, Any]:
+        """What run.json says of the student's inputs; {} where it says nothing."""
         about = self.first.run.get("about")
         inputs = about.get("inputs") if isinstance(about, Mapping) else None
-        if not isinstance(inputs, Mapping):
-            return 0
+        return inputs if isinstance(inputs, Mapping) else {}
+
+    def columns(self) -> int:
+        """How many numbers a sample of a table or of rows has; 0 where that is not known."""
+        inputs = self.inputs()
         return len(inputs.get("columns") or ()) or math.prod(inputs.get("shape") or (0,))
 
     def asked(self, name: str) -> str | None:
@@ -138,8 +142,8 @@ def _seed(folder: Path) -> Seed:
     result = _read(folder / "result.json")
     if "method" not in result:
         raise UsageError(f"{folder / 'result.json'} is not limbeck's: it names no method")
-    path = folder / "appraisal.json"
-    return Seed(folder, run, result, _read(path) if path.exists() else {})
+    more = (folder / name for name in ("appraisal.json", "time.json"))
+    return Seed(folder, run, result, *(_read(path) if path.exists() else {} for path in more))
 
 
 def _read(path: Path) -> dict[str, Any]:

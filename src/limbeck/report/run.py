@@ -7,6 +7,7 @@ from pathlib import Path
 
 from limbeck.errors import UsageError
 from limbeck.report import effort, judged, writing
+from limbeck.report.apart import apart
 from limbeck.report.page import Html, lead, note, page
 from limbeck.report.reading import read_run
 from limbeck.report.story import caution, story, title
@@ -31,12 +32,12 @@ def page_of(folder: Path) -> Html:
         head.append(note(*careful))
     body = [
         judged.scores(told),
-        effort.gave(told),
+        judged.gave(told),
         writing.prediction(told) or judged.agreement(told),
         effort.costs(told),
         judged.calibration(told),
         judged.classes(told),
-        judged.apart(told),
+        apart(told),
         writing.written(told),
         effort.learning(told),
         effort.settings(told),

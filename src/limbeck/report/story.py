@@ -33,6 +33,8 @@ def story(told: Told) -> Iterator[str]:
     student = told.scores("student")
     if student:
         yield _how_well(told, student)
+        if doubt := str(told.first.result.get("doubt") or ""):
+            yield f"{doubt[0].upper()}{doubt[1:]}."
         yield from _verdict(told, student)
     elif "scores" in told.first.result:
         scores = told.first.result["scores"]

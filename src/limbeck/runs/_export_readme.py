@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from limbeck.core.sources.own import file_of
+from limbeck.runs._export_sample import answer_of
 from limbeck.runs._export_student import Form, Student
 
 _NEEDS = {
@@ -130,18 +131,18 @@ def _told(student: Student, form: Form, facts: dict[str, Any]) -> str:
 def _use(student: Student, form: Form, facts: dict[str, Any]) -> str:
     """Lines that make inputs, ask the student and show its answer."""
     onnx = form.how == "onnx"
-    made = [_made(each, onnx) for each in facts["takes"]]
-    inputs = facts["inputs"] or {}
-    lines = made
-    if len(made) == 1 and facts["takes"][0]["dtype"] == "float32":
-        lines = _scaled(made[0], facts["takes"][0], inputs, onnx)
+    lines = [_made(each, onnx) for each in facts["takes"]]
+    if len(lines) == 1 and facts["takes"][0]["dtype"] == "float32":
+        lines = _scaled(lines[0], facts["takes"][0], facts["inputs"] or {}, onnx)
+    lines.insert(0, 'sample = json.load(open("sample.json", encoding="utf-8"))')
     plain = ", ".join(student.samples)
     answer = student.gives if student.gives.isidentifier() else "output"
     asked = f"{_call(student)}){student.picks}" if form.how == "class" else f"{plain})"
     lines.append(f"{answer} = student({asked}")
     names = facts["names"]
     if names and _classes(facts) == len(names):
-        lines.append(f'print([facts["names"][i] for i in {answer}.argmax(-1)])')
+        told = answer_of(student, names)
+        lines.append(f'print([facts["names"][i] for i in {answer}.argmax(-1)]){told}')
     elif len(facts["gives"]["shape"]) == 2 and answer == "logits":
         lines.append(f"print({answer}.argmax(-1))")
     else:
@@ -198,11 +199,11 @@ def _classes(facts: dict[str, Any]) -> int:
 
 
 def _made(each: dict[str, Any], onnx: bool) -> str:
-    sizes = ", ".join(map(str, (4, *each["shape"][1:])))
+    given = f'{each["name"]} = {{}}(sample["{each["name"]}"], dtype={{}})'
     if onnx:
         kind = {"bool": "numpy.bool_"}.get(each["dtype"], f"numpy.{each['dtype']}")
-        return f"{each['name']} = numpy.zeros(({sizes}), {kind})"
-    return f"{each['name']} = torch.zeros({sizes}, dtype=torch.{each['dtype']})"
+        return given.format("numpy.array", kind)
+    return given.format("torch.tensor", f"torch.{each['dtype']}")
 
 
 def _scaled(line: str, each: dict[str, Any], inputs: dict[str, Any], onnx: bool) -> list[str]:
@@ -212,17 +213,17 @@ def _scaled(line: str, each: dict[str, Any], inputs: dict[str, Any], onnx: bool)
         told = " x ".join(map(str, each["shape"][-2:]))
         how = "bicubic" if inputs.get("interpolation") == "bicubic" else "bilinear"
         lines = [
-            f"# your pictures, values from 0 to 1: the shorter side resized ({how}) and the middle",
-            f"# cut out, {told}",
+            "# your pictures (here that of sample.json), values from 0 to 1: the shorter side",
+            f"# resized ({how}) and the middle cut out, {told}",
             line,
         ]
         end = "reshape(-1, 1, 1)"
     elif kind == "table":
         told = ", ".join(map(repr, inputs.get("columns") or ()))  # a name may hold a line break
         told = told if len(told) <= 70 else 'as in facts["inputs"]["columns"]'
-        lines, end = [f"# your rows; columns: {told}", line], ""
+        lines, end = [f"# your rows (here that of sample.json); columns: {told}", line], ""
     else:
-        return ["# what the student itself takes, after any scaling", line]
+        return ["# what the student itself takes, after any scaling; sample.json has one", line]
     if not (inputs.get("mean") and inputs.get("std")):
         return lines
     array = "numpy.float32({0})" if onnx else "torch.tensor({0})"

@@ -87,7 +87,7 @@ def run(
         result: Result = chosen.run(task)
         trained = active.finished("baseline")  # by an earlier call, whose result is kept
         alone = teaching.alone(active, task) if baseline or trained else None
-        finish.finish(active, task, result, told, alone)
+        finish.finish(active, task, result, told, alone, doubt)
     return result
 
 

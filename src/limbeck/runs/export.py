@@ -22,6 +22,7 @@ from limbeck.errors import UsageError, nearest
 from limbeck.runs._export_graph import write_onnx, write_pt2
 from limbeck.runs._export_notes import facts_of
 from limbeck.runs._export_readme import readme
+from limbeck.runs._export_sample import sample_of
 from limbeck.runs._export_student import Check, Student, quiet
 from limbeck.runs._export_weights import write_weights
 
@@ -61,7 +62,8 @@ def export(
 
     What is written is read again and set against the student on the samples, in batches of
     several sizes; outputs may differ by 1e-4 of the largest one (half precision: 2e-2), or by 1e-4
-    where that is below 1. Beside it lie student.json and README.txt, with lines that use the file.
+    where that is below 1. Beside it lie student.json, sample.json with the first of the samples,
+    and README.txt, with lines that use the file on that sample.
 
     Formats:
         safetensors: the weights, tied tensors once. A model of timm or transformers gets its
@@ -120,6 +122,7 @@ def export(
                         f"{check.difference:.2g}, and {check.tolerance:.2g} is allowed; nothing "
                         "was written"
                     )
+                write_json(stage / "sample.json", sample_of(student, told.get("inputs") or {}))
                 facts = facts_of(student, to, form, check, stage, told)
                 if tokenizer is not None and form.how == "transformers":
                     tokenizer.save_pretrained(stage)

@@ -23,7 +23,12 @@ from limbeck.runs.appraisal import appraise
 
 
 def finish(
-    run: Run, task: Task, result: Result, told: dict[str, Any], baseline: nn.Module | None
+    run: Run,
+    task: Task,
+    result: Result,
+    told: dict[str, Any],
+    baseline: nn.Module | None,
+    doubt: str | None = None,
 ) -> None:
     """Measure what the run gave, and write its files, where it has a folder.
 
@@ -33,6 +38,7 @@ def finish(
         result: what the method gave; its `facts` are filled.
         told: what the run is, as run.json says.
         baseline: the student that was trained without a teacher.
+        doubt: a sentence on a teacher that seems to be wrong, if it does.
     """
     facts: dict[str, Any] = {k: told[k] for k in ("method", "fields", "world", "seed")}
     teacher = task.the_teacher()
@@ -50,6 +56,8 @@ def finish(
         facts["scores"] = dict(result.scores)
     if result.report is not None:
         facts["report"] = dict(result.report)
+    if doubt is not None:
+        facts["doubt"] = doubt
     facts["stages"] = run.stages
     result.facts = {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()
@@ -103,5 +111,6 @@ def _write(
     if task.split:
         rows = json.dumps(dict(task.split), separators=(",", ":"))
         write_atomic(folder / "split.json", rows.encode())
+    run.time.keep(still=True)
     write_json(folder / "result.json", result.facts)
     page.write(folder)

@@ -74,7 +74,8 @@ def taught(run: Run, task: Task) -> Task:
             run.seed = seed
         how = "was trained before" if own else "is trained"
     about = getattr(reader_of(task.readers, "teacher"), "about", None)
-    meta = {"made_of": _made_of(task)} | ({"inputs": about(0)} if about is not None else {})
+    meta = {"made_of": _made_of(task), "augment": _augment(task)}
+    meta |= {"inputs": about(0)} if about is not None else {}
     processes.by_the_first(lambda: _keep(module, meta, place, here))
     module.eval()
     if (source_set := task.set_or_none(task.judged)) is not None:
@@ -176,12 +177,16 @@ def _another(task: Task, place: Path) -> str | None:
     stem = place.stem.rpartition("-")[0]
     files = sorted(place.parent.glob(f"{stem}-*.safetensors"), key=os.path.getmtime, reverse=True)
     for file in files:
-        had = models.meta_of(file).get("made_of") or {}
+        meta = models.meta_of(file)
+        had = meta.get("made_of") or {}
         if had.get("teacher") != want["teacher"] or had == want:
             continue
         told = f"a teacher {getattr(teacher, 'name', '')} is kept that was trained"
         if had.get("train") != want["train"]:
-            return f"{told} on other samples, or with another --augment"
+            if (then := meta.get("augment", "none")) != (now := _augment(task)):
+                return f"{told} with --augment {then}, and this run has --augment {now}"
+            then, now = (str(d).partition(" ")[0] for d in (had.get("train"), want["train"]))
+            return f"{told} on other samples ({then} there, {now} here)"
         mine, theirs = (_budget(text) for text in (want["budget"], had.get("budget", "")))
         apart = [name for name in mine if mine[name] != theirs.get(name)]
         both = [
@@ -189,6 +194,10 @@ def _another(task: Task, place: Path) -> str | None:
         ]
         return f"{told} with {both[0]}, and this run asks for {both[1]}"
     return None
+
+
+def _augment(task: Task) -> str:
+    return str(task.about.get("augment", "none"))
 
 
 def _budget(text: str) -> dict[str, Any]:

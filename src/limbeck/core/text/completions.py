@@ -95,4 +95,4 @@ class Endpoint:
         return [str(name) for name in names], own, tops
 
     def _start(self, told: bytes) -> str:
-        return self._post.start(told[:4000].decode("utf-8", "replace")) or "nothing"
+        return self._post.start(told) or "nothing"

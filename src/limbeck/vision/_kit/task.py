@@ -112,6 +112,7 @@ def task(
             "inputs": _inputs(readers["student"], seen, side),
             "names": list(loaded.names),
             "source": told(data),
+            "augment": augment,
             "split": {"train": 0, "valid": 0, "test": 0, **sizes, "made": bool(cut)},
         },
         split={part: list(loaded.sets[part].names) for part in cut},
