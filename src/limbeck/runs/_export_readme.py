@@ -125,7 +125,11 @@ def _told(student: Student, form: Form, facts: dict[str, Any]) -> str:
         f"{', '.join(map(str, check['batches']))}, its outputs differ from the original's by at "
         f"most {check['difference']:.2g} ({check['tolerance']:.2g} was allowed)"
     )
-    return "\n".join(lines) + "\nstudent.json says the same and more, for programs."
+    lines.append("student.json says the same and more, for programs.")
+    lines.append(
+        "sample.json is one of your own samples: leave it out of what you pass on, if it is private"
+    )
+    return "\n".join(lines)
 
 
 def _use(student: Student, form: Form, facts: dict[str, Any]) -> str:
