@@ -46,18 +46,17 @@ def gather(
         seen.told = records.scores()
         samples = records.appraisal.get("samples")
         seen.samples = {"held": int(samples)} if samples else {}
+        seen.held = str(records.appraisal.get("set") or "")
     if task is None or task.train is None:
         seen.faults["task"] = seen.faults.get("task", "the task is not at hand")
         return seen
-    held = task.valid if task.valid is not None else task.test
+    seen.held = "test" if task.valid is None else "valid"
     if records is not None and seen.told:  # what is known of the baseline is of the judged set
-        held = task.set_or_none(task.judged)
-    sets = {"train": task.train, "held": held}
-    tables = {
-        name: Table(source, _named(task, name))
-        for name, source in sets.items()
-        if source is not None
-    }
+        seen.held = task.judged
+    held = task.set_or_none(seen.held)
+    tables = {"train": Table(task.train, "train")}
+    if held is not None:
+        tables["held"] = Table(held, seen.held)
     seen.samples = {name: len(table) for name, table in tables.items()}
     where = Run(task, seed, device=device).device
     seen.classes = task.count_classes() or _width(task, tables["train"], where)
@@ -83,7 +82,8 @@ def _tell_few(seen: Seen, say: Callable[[str], None]) -> None:
     for side in dict.fromkeys(side for side, _ in seen.answers):
         asked = {where: len(a) for (who, where), a in seen.answers.items() if who == side}
         if any(n < min(limits.SAMPLES, seen.samples[where]) for where, n in asked.items()):
-            told = ", ".join(f"{n} of {seen.samples[w]} of '{w}'" for w, n in asked.items())
+            name = {"train": "train", "held": seen.held}
+            told = ", ".join(f"{n} of {seen.samples[w]} of '{name[w]}'" for w, n in asked.items())
             say(f"what is said of the {side} rests on {told} (it is slow, or asked by request)")
 
 
@@ -135,10 +135,6 @@ def _steps(
     if steps < limits.STEPS:
         say(f"steps are slow here, so the short fits have {steps} (--probe-steps N for others)")
     return steps
-
-
-def _named(task: Task, name: str) -> str:
-    return name if name == "train" else "valid" if task.valid is not None else "test"
 
 
 def _fit(
