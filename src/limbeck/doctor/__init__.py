@@ -22,6 +22,7 @@ from limbeck.doctor import (
     on_alike,
     on_rate,
     on_run,
+    on_scores,
     on_student,
     on_teacher,
     on_terms,
@@ -110,11 +111,11 @@ def _method(method: str | Method, records: Records | None) -> tuple[Any, str]:
 def _findings(seen: Seen, command: Sequence[str]) -> list[Finding]:
     """All questions, in the order in which one would ask them."""
     found = [
-        on_run.outcome(seen, command),
+        on_run.outcome(seen, command) or on_scores.outcome(seen, command),
         on_teacher.inputs(seen, command),
         on_teacher.classes(seen),
         on_teacher.outputs(seen),
-        on_teacher.better(seen, command),
+        on_scores.better(seen, command) or on_teacher.better(seen, command),
         on_rate.rate(seen, command),
         on_terms.balance(seen, command),
         on_terms.temperature(seen, command),

@@ -44,6 +44,8 @@ def agreement(seen: Seen, command: Command) -> Finding:
     says += f" (the student alone does to {alone:.3f})" if alone is not None else ""
     says += f", with a mean KL of {kl:.3f} nats" if kl is not None else ""
     n = seen.count("held")
+    if places := seen.records.appraisal.get("tokens") if seen.records else None:
+        n, says = int(places), says.replace("held-out samples", "held-out tokens")
     noise = limits.NOISE * error_of(top1, n) if n else 0.0
     if top1 <= chance + noise:
         return _by_chance(seen, says, chance, noise)

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from limbeck.core.teachers import BlackBox, Cached
 from limbeck.doctor import limits
 from limbeck.doctor.numbers import error_of
-from limbeck.doctor.proposals import Command, anew, augmented, teacher_longer, value_of
+from limbeck.doctor.proposals import (
+    Command,
+    anew,
+    augmented,
+    of_library,
+    teacher_longer,
+    value_of,
+)
 from limbeck.doctor.seen import Seen
 from limbeck.doctor.sides import Answers
 from limbeck.doctor.words import Finding, State, again
@@ -151,7 +158,7 @@ def inputs(seen: Seen, command: Command) -> Finding:
 def _untrained(seen: Seen, command: Command) -> tuple[str | None, str]:
     """The command whose run trains the teacher first, where it is named in a library's words."""
     teacher = value_of(command, "--teacher") or ""
-    if not teacher.startswith(("timm:", "torchvision:", "hf:")) or seen.trained_by_run:
+    if not of_library(teacher) or seen.trained_by_run:
         return None, ""
     bare = {"--teacher": teacher.partition("@")[0], "--pretrained": "no"}
     proposed, _ = anew(seen, command, bare)

@@ -11,10 +11,17 @@ from typing import Any
 from limbeck.core.vocabulary import ENTRIES
 from limbeck.doctor import limits
 from limbeck.doctor.numbers import entropy
-from limbeck.doctor.proposals import Command, modules, named_in, reading_features, weighed
+from limbeck.doctor.proposals import (
+    Command,
+    for_texts,
+    modules,
+    named_in,
+    reading_features,
+    weighed,
+)
 from limbeck.doctor.seen import Seen, Tapped, first_line
 from limbeck.doctor.words import Finding, State, again
-from limbeck.errors import NonFinite
+from limbeck.errors import NonFinite, UsageError
 
 
 def temperature(seen: Seen, command: Command) -> Finding:
@@ -184,6 +191,8 @@ def taps(seen: Seen, command: Command) -> Finding:
         says = f"{seen.key} cannot run: {first_line(error)}"
         if other := named_in(seen, command, says):
             return Finding("fit", "bad", says, "take the method that is named", other)
+        if not isinstance(error, UsageError) and (other := for_texts(seen, command)):
+            return Finding("fit", "bad", says, "take a method that is for texts", other)
         if not needed:
             dry = again(command, {"--dry": None})
             return Finding("fit", "bad", says, "look at its shapes", dry)

@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from limbeck import registry
+from limbeck.core.text.facts import MaskedText, TaggedText
 from limbeck.core.untrained import Untrained
 from limbeck.doctor import limits
 from limbeck.doctor.seen import Seen
@@ -61,8 +62,12 @@ def _other(changes: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _takes_weights(model: str) -> bool:
     """Whether a file of weights can be named after it."""
-    library = model.startswith(("timm:", "torchvision:")) or ".py:" in model
-    return library and "@" not in model
+    return of_library(model) and "@" not in model
+
+
+def of_library(model: str | None) -> bool:
+    """Whether it is named by library or file, apart from its weights."""
+    return model is not None and (model.startswith(("timm:", "torchvision:")) or ".py:" in model)
 
 
 def longer(seen: Seen, command: Command) -> Proposed:
@@ -76,8 +81,8 @@ def teacher_longer(seen: Seen, command: Command) -> Proposed:
     untrained = seen.task is not None and isinstance(seen.task.the_teacher(), Untrained)
     change = _twice(seen, command)
     if not (seen.raised or seen.trained_by_run or untrained) or not change:
-        how = "one that is named without weights is trained by the run, for the run's --epochs"
-        return None, f" ({how})" if value_of(command, "--teacher") else ""
+        how = "with --pretrained no the run trains it from scratch, for its own --epochs"
+        return None, f" ({how})" if of_library(value_of(command, "--teacher")) else ""
     return again(command, change, _other(change)), "; it is trained for the run's own budget"
 
 
@@ -139,6 +144,17 @@ def named_in(seen: Seen, command: Command, told: str) -> str | None:
     return with_method(seen, command, found[1], given)
 
 
+def for_texts(seen: Seen, command: Command) -> str | None:
+    """The command of a method for texts, where the task is of them."""
+    text = seen.task.data.get("text") if seen.task is not None else None
+    if text is None:
+        return None
+    if isinstance(text, MaskedText):
+        return with_method(seen, command, "distilbert", {})
+    tags = {"--own": 0, "--other": "data"} if isinstance(text, TaggedText) else {}
+    return with_method(seen, command, "gkd", tags)
+
+
 def reading_features(seen: Seen, command: Command) -> str | None:
     """The command of a method that reads inside the teacher, where its places are known."""
     if seen.task is None or "text" in seen.task.data:
@@ -161,7 +177,7 @@ def weighed(seen: Seen, command: Command, factor: float) -> str | None:
 
 def modules(command: Command) -> str | None:
     """The command that lists the places inside the teacher."""
-    teacher = value_of(command, "--teacher") or ""
-    if not (teacher.startswith(("timm:", "torchvision:")) or ".py:" in teacher):
+    teacher = value_of(command, "--teacher")
+    if teacher is None or not of_library(teacher):
         return None
     return f"limbeck show --modules {shlex.quote(teacher)}"

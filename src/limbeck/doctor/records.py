@@ -78,6 +78,22 @@ class Records:
         """Where the teacher lies, if it was trained in this run."""
         return self.folder / "teacher.safetensors"
 
+    def own_scores(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Scores that are no accuracies, by side, and their standard errors where they are told."""
+        found: dict[str, float] = {}
+        errors: dict[str, float] = {}
+        name = str(self.result.get("score_name") or "accuracy")
+        if name == "accuracy":
+            return found, errors
+        for theirs, ours in (("teacher", "teacher"), ("score", "student"), ("baseline", "alone")):
+            value = self.result.get(theirs)
+            if isinstance(value, int | float) and math.isfinite(value):
+                found[ours] = float(value)
+                side = self.appraisal.get("sides", {}).get({"score": "student"}.get(theirs, theirs))
+                error = (side or {}).get(f"{name.replace(' ', '_')}_se")
+                errors |= {ours: float(error)} if isinstance(error, int | float) else {}
+        return found, errors
+
     def scores(self) -> dict[tuple[str, str], float]:
         """Accuracies by side (teacher, student, alone) and set (train, held), as appraised."""
         found: dict[tuple[str, str], float] = {}

@@ -48,6 +48,10 @@ class Seen:
     held: str = ""  # the name of the set of held-out samples, where it is known
     answers: dict[Place, Answers] = field(default_factory=dict)
     told: dict[Place, float] = field(default_factory=dict)  # accuracies that records give
+    scored: dict[str, float] = field(default_factory=dict)  # by side, where no accuracy is meant
+    errors: dict[str, float] = field(default_factory=dict)  # their standard errors, where known
+    score_name: str = ""
+    score_higher: bool = True
     rows: Sequence[Row] = ()
     tried: Tried | None = None
     slower: Tried | None = None  # the same at a tenth of the rate
