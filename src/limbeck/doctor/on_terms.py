@@ -195,7 +195,9 @@ def taps(seen: Seen) -> Finding:
         if seen.records is not None and seen.task is None:
             return Finding("taps", "unknown", "not known: the task is not at hand")
         return Finding("taps", "good", f"{seen.key} reads no taps")
-    return Finding("taps", "good", "; ".join(_shapes(t) for t in seen.taps if t.name in needed))
+    told = "; ".join(_shapes(t) for t in seen.taps if t.name in needed)
+    alone = f"nothing that {seen.key} reads is tapped on both sides"
+    return Finding("taps", "good", told or alone)
 
 
 def _shapes(t: Tapped) -> str:

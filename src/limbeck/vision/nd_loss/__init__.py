@@ -101,6 +101,9 @@ class NDLoss(Method):
             )
         return made
 
+    def asks(self) -> tuple[str, ...]:
+        return (*CARD.needs, *self.inner.asks())
+
     def run(self, task: Task) -> Result:
         """The means, and one fit."""
         compares = self.nd and self.loss != "norm"
