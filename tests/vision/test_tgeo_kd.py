@@ -2,6 +2,7 @@
 
 import copy
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import Missing, UsageError
 from limbeck.registry import make
 from limbeck.vision.tgeo_kd import Fused, TGeoKD, both_losses, means_of
-from limbeck.vision.tgeo_kd.geometry import STATES, Fusion, class_means, state_of
+from limbeck.vision.tgeo_kd.geometry import Fusion, State, class_means, state_of
 from limbeck.vision.tgeo_kd.virtual import Judges, Rows, Twin, stepped
 
 pytestmark = pytest.mark.xdist_group("tgeo_kd")
@@ -77,7 +78,7 @@ def flat(tensors) -> Tensor:
 
 def test_states_have_their_lengths_and_no_sides_where_all_points_are_one() -> None:
     p = torch.rand(3, C).softmax(1)
-    lengths = {k: state_of(p, p, p, p, k).shape[1] for k in STATES}
+    lengths = {k: state_of(p, p, p, p, k).shape[1] for k in get_args(State)}
     assert lengths == {
         "points+sides": 9 * C, "points": 4 * C, "sides": 3 * C, "angles": 2 * C,
         "points+angles": 6 * C, "sides+angles": 5 * C, "all": 9 * C, "summary": 10,

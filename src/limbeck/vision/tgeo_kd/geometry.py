@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["STATES", "Fusion", "State", "class_means", "state_of"]
+__all__ = ["Fusion", "State", "class_means", "state_of"]
 
 State = Literal[
     "points+sides", "points", "sides", "angles", "points+angles", "sides+angles", "all", "summary"
 ]
-STATES: tuple[str, ...] = get_args(State)
 
 
 def class_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

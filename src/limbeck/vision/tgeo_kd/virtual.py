@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from limbeck.core.data import Epochs
+from limbeck.core.data import Batch, Epochs
 from limbeck.core.method import Clock
 from limbeck.core.rng import generator
 from limbeck.core.updates import under
@@ -27,7 +27,7 @@ class Rows(Epochs):
         super().__init__(source, name, workers)
         self.own, self.samples = rows, len(rows)
 
-    def first(self) -> Any:
+    def first(self) -> Batch:
         return self.table.rows(self.own[:4], "first")
 
     def labels(self) -> Tensor | None:
