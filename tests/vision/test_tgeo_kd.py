@@ -448,7 +448,7 @@ def test_a_teacher_is_believed_less_where_it_is_wrong() -> None:
         y = truth(x).argmax(1)
     budget = Budget(steps=60, batch=50, optimiser=Optimiser("sgd", lr=0.1))
     task = Task(teacher, nn.Linear(D, C), (x, y), budget=budget)
-    m = TGeoKD()
+    m = TGeoKD(fusion_lr=0.01)
     with Run(task, seed=0, device="cpu") as run:
         rows, both = m.batches(task)
         fused = Fused(m, means_of(task, rows))

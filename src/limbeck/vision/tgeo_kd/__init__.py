@@ -39,13 +39,13 @@ CARD = Card(
     "reaches the fusion network (its ratios are made without gradient), and in their code for "
     "pictures it goes down the training loss itself, with the student. Its rate of 0.1 and decay "
     "of 0.05 were thus never at work; such a decay would be all that moves it, so AdamW with a "
-    "rate of 0.01 and no decay stands here. The virtual step is one of plain descent at the rate "
+    "rate of 0.001 and no decay stands here. The virtual step is one of plain descent at the rate "
     "`virtual`, whatever the student's optimiser. The judges, the paper's validation set, are "
     "held out of the training set, never train the student and do not enter the class means; what "
     "the score is reported on is never touched. Class means are taken once, as the first epoch "
-    "shows the samples. The code for pictures has another "
-    "state (sides as absolute values, angles at the label), one layer of 128, tau 1 and no tau^2; "
-    "the state and layers here are those of the tabular code, tau 4 the usual of pictures.",
+    "shows the samples. The code for pictures has another state (sides as absolute values, angles "
+    "at the label), one layer of 128, tau 1 and no tau^2; the state and layers here are those of "
+    "the tabular code, tau 4 the usual of pictures.",
     lacks=("the compared rules for a ratio, which are methods of their own",),
 )
 EXEMPT = {
@@ -120,7 +120,8 @@ class TGeoKD(Method):
     (`fusion_lr`, `fusion_decay`). Inner: the student takes its own step, with the new w. `judges`
     names another set of the task instead, such as one of clean labels beside noisy ones, and then
     nothing is held out. `through` names a module of the student to which theta' is limited, which
-    is cheaper: its head, say. outer = 0 leaves f_w as it was drawn.
+    is cheaper: its head, say. outer = 0 leaves f_w as it was drawn. Judges whose labels are wrong
+    as often as the others' speak for those labels: give clean ones where there are some.
 
     Trained: the student, f_w. Frozen: the teacher, its class means. Stopped: the state.
     Raises: UsageError where y is not one class number for each sample, too few samples are there,
@@ -145,7 +146,7 @@ class TGeoKD(Method):
     judges: str = ""
     state: State = "points+sides"
     hidden: tuple[int, ...] = (32, 16)
-    fusion_lr: float = number(0.01, above=0)
+    fusion_lr: float = number(0.001, above=0)
     fusion_decay: float = number(0.0, least=0)
     virtual: float = number(0.1, above=0)
     through: str = ""
