@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from limbeck.core.data import Batch, Table, reader_of
 from limbeck.core.method import Clock
@@ -40,13 +41,16 @@ def asking(
         live.close()
 
 
-def look_over(task: Task, size: int = 256) -> Iterator[tuple[Batch, Side]]:
+def look_over(
+    task: Task, rows: Tensor | None = None, size: int = 256
+) -> Iterator[tuple[Batch, Side]]:
     """The training set in its order, as its first epoch shows it, with the teacher's view of it.
 
     For what a method learns of its teacher before it fits: class means, statistics, a choice.
 
     Args:
         task: of the current run, whose seed and device are used.
+        rows: numbers of the samples; all when None.
         size: samples at a time.
 
     Raises:
@@ -56,7 +60,7 @@ def look_over(task: Task, size: int = 256) -> Iterator[tuple[Batch, Side]]:
     paths = {name: pair[0] for name, pair in task.taps.items()}
     setting = Setting(paths, reader_of(task.readers, "teacher"), run.device)
     with asking(task.the_teacher(), setting, table, run.seed) as view:
-        for numbers in torch.split(torch.arange(len(table)), size):
+        for numbers in torch.split(torch.arange(len(table)) if rows is None else rows, size):
             batch = table.rows(numbers, run.seed, 0).to(run.device)
             batch.place = (run.seed, 0)
             yield batch, view(batch)
