@@ -42,7 +42,7 @@ def asking(
 
 
 def look_over(
-    task: Task, rows: Tensor | None = None, size: int = 256
+    task: Task, size: int = 256, rows: Tensor | None = None
 ) -> Iterator[tuple[Batch, Side]]:
     """The training set in its order, as its first epoch shows it, with the teacher's view of it.
 
@@ -50,8 +50,8 @@ def look_over(
 
     Args:
         task: of the current run, whose seed and device are used.
-        rows: numbers of the samples; all when None.
         size: samples at a time.
+        rows: their numbers; all when None.
 
     Raises:
         UsageError: the teacher is a cache of other samples.

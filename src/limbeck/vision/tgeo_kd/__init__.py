@@ -193,7 +193,9 @@ class TGeoKD(Method):
 def means_of(task: Task, rows: Tensor) -> Tensor:
     """The teacher's mean probabilities (C, C) of each class over some `rows` of a `task`'s set."""
     with torch.no_grad():
-        return class_means((side.logits, labels(batch)) for batch, side in look_over(task, rows))
+        return class_means(
+            (side.logits, labels(batch)) for batch, side in look_over(task, rows=rows)
+        )
 
 
 def labels(batch: Batch) -> Tensor:
