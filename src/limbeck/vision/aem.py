@@ -67,8 +67,8 @@ def subsampled(x: Any, share: float, draws: Draws) -> Any:
         kept = (share * mask.sum(1).double()).floor().clamp_min(1)
         return {**x, "mask": mask & (rank < kept[:, None])}
     if isinstance(x, Tensor) and x.dim() >= 3:
-        kept = max(1, int(share * x.shape[1]))
-        rows = draws.rand(x.shape[1]).argsort(1)[:, :kept]
+        few = max(1, int(share * x.shape[1]))
+        rows = draws.rand(x.shape[1]).argsort(1)[:, :few]
         return x[torch.arange(len(x), device=x.device)[:, None], rows]
     raise UsageError(
         f"aem subsamples the instances of bags, and x is a {type(x).__name__}; give x as a tensor "

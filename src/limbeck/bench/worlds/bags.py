@@ -91,7 +91,7 @@ def task(
         valid=part("valid", held[0], cue),
         test=part("test", held[1], 0.0),
         score=AUC,
-        budget=_budget(steps=24, batch=8, lr=1e-2) if tiny else _budget(epochs=50, batch=1),
+        budget=_budget(24, 8, 1e-2) if tiny else _budget(50 * n, 1, 1e-3),
         data={"names": NAMES},
         classes=2,
         name="bags",
@@ -106,14 +106,15 @@ def task(
         score=AUC,
         classes=2,
     )
-    budget = _budget(steps=100, batch=8, lr=1e-2) if tiny else _budget(epochs=20, batch=8, lr=1e-3)
+    budget = _budget(100, 8, 1e-2) if tiny else _budget(20 * MORE * n // 8, 8, 1e-3)
     module = taught(f"bags-{family}", factory(family, WIDTH, 2), Labels(), alone, budget)
     return replace(made, teacher=Frozen(module))
 
 
-def _budget(batch: int, lr: float = 1e-3, **length: float) -> Budget:
+def _budget(steps: int, batch: int, lr: float) -> Budget:
     """The paper's AdamW under a cosine to 0; its rate is larger: instances have 32 numbers."""
-    return Budget(batch=batch, optimiser=Optimiser("adamw", lr=lr, weight_decay=1e-5), **length)
+    spec = Optimiser("adamw", lr=lr, weight_decay=1e-5)
+    return Budget(steps=steps, batch=batch, optimiser=spec)
 
 
 def _bags(pictures: Samples, count: int, cue: float, tiny: bool, *place: Any) -> Bags:
