@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import limbeck
 from limbeck.bench import worlds
 from limbeck.bench.worlds import _bag_models, bags, fashion
 from limbeck.core.data import Table
@@ -184,3 +185,17 @@ def test_what_cannot_be_is_a_sentence() -> None:
         worlds.make("bags(student='abmill', teacher='none')", tiny=True)
     with pytest.raises(UsageError, match="cue is 2; give a number from 0 to 1"):
         worlds.make("bags(cue=2)", tiny=True)
+
+
+@pytest.mark.slow
+def test_attention_settles_on_the_cue_and_the_penalty_helps() -> None:
+    for data_seed in range(2):
+        task = worlds.make(f"bags(data_seed={data_seed})")
+        table = Table(task.test)
+        plain, wide = (
+            measure(limbeck.run("aem", task, entropy=w).model, table, task.score)  # type: ignore[arg-type]
+            for w in (0.0, 0.1)
+        )
+        assert isinstance(task.teacher, Frozen)
+        assert plain < measure(task.teacher.module, table, task.score) - 0.015
+        assert plain < wide - 0.01

@@ -98,6 +98,25 @@ def test_a_tiny_teacher_and_a_student_alone_learn() -> None:
                 model.get_submodule(name.partition(":")[0])
 
 
+@pytest.mark.slow
+def test_a_student_alone_is_well_below_its_teacher() -> None:
+    task = worlds.make("multilabel")
+    table = Table(task.test)
+    alone = limbeck.run(Labels(), task).model
+    assert alone is not None
+    assert isinstance(task.teacher, Frozen)
+    assert measure(alone, table, task.score) > 0.35
+    assert measure(alone, table, task.score) < measure(task.teacher.module, table, task.score) - 0.2
+
+
+def test_the_doctor_counts_no_classes() -> None:
+    from limbeck.doctor.probe import by_heart
+
+    task = worlds.make("multilabel(teacher='none')", tiny=True)
+    with pytest.raises(UsageError, match="a sample has several labels"):
+        by_heart(task, 4, 0, "cpu")
+
+
 def test_what_cannot_be_is_a_sentence() -> None:
     with pytest.raises(Missing, match="no model family is called 'ccn'; did you mean 'cnn'"):
         worlds.make("multilabel(student='ccn')", tiny=True)

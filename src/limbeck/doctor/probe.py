@@ -124,7 +124,7 @@ def by_heart(task: Task, steps: int, seed: int, device: str | None) -> tuple[int
     several rates and no penalty on its weights, so that the task's own settings are not what fails.
 
     Raises:
-        UsageError: it takes too long to be known.
+        UsageError: it takes too long to be known, or samples have several labels.
     """
     table = Table(task.set("train"))
     slow = steps < limits.STEPS
@@ -133,6 +133,8 @@ def by_heart(task: Task, steps: int, seed: int, device: str | None) -> tuple[int
     m = min(most, len(table))
     numbers = torch.randperm(len(table), generator=generator(seed, "by heart"))[:m]
     rows = table.rows(numbers, "by heart")
+    if getattr(rows.columns.get("y"), "ndim", 1) == 2:
+        raise UsageError("learning by heart is counted in classes, and a sample has several labels")
     few = Epochs({k: v for k, v in rows.columns.items() if k != "index"})
     best = 0.0
     begun = time.perf_counter()
