@@ -20,6 +20,7 @@ from limbeck.errors import Missing, UsageError
 
 WORLDS = ("blobs", "digits", "fashion", "shapes")
 TEXTS = ("charlm", "glosscls", "markov", "masklm", "smolkd", "transduce")  # see test_text_worlds.py
+OTHERS = ("bags", "multilabel")  # see test_bags_world.py, test_multilabel_world.py
 needs_fashion = pytest.mark.skipif(
     not fashion.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
@@ -67,7 +68,7 @@ def score(model: nn.Module, task: Task) -> float:
 
 
 def test_names() -> None:
-    assert worlds.names() == tuple(sorted((*WORLDS, *TEXTS)))
+    assert worlds.names() == tuple(sorted((*WORLDS, *TEXTS, *OTHERS)))
 
 
 @each_world

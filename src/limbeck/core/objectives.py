@@ -19,7 +19,10 @@ from limbeck.errors import UsageError
 
 @dataclass(frozen=True)
 class Labels(Objective):
-    """Cross-entropy on true labels: s.logits (B, C), batch.y (B,); no teacher is asked."""
+    """Cross-entropy on true labels: s.logits (B, C), batch.y (B,); no teacher is asked.
+
+    Where a sample has several, y (B, C) of 0 and 1, it is the sum of their binary cross-entropies.
+    """
 
     label: float = number(1.0, least=0)
     smoothing: float = number(0.0, least=0, below=1)
@@ -30,7 +33,12 @@ class Labels(Objective):
     def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Term]:
         if not self.label:
             return {}
-        loss = F.cross_entropy(s.logits.float(), batch.y, label_smoothing=self.smoothing)
+        z, y = s.logits.float(), batch.y
+        if y.dim() == 2:
+            y = y.float() * (1 - self.smoothing) + self.smoothing / 2
+            each = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+            return {"label": self.label * each.sum(1).mean()}
+        loss = F.cross_entropy(z, y, label_smoothing=self.smoothing)
         return {"label": self.label * loss}
 
 

@@ -131,7 +131,8 @@ def by_heart(task: Task, steps: int, seed: int, device: str | None) -> tuple[int
     learnt; of slow models they are fewer, in smaller batches.
 
     Raises:
-        UsageError: the time is over before it is known; the sentence says how to give more.
+        UsageError: the time is over before it is known (the sentence says how to give more), or
+            samples have several labels.
     """
     table = Table(task.set("train"))
     slow = steps < limits.STEPS
@@ -140,6 +141,8 @@ def by_heart(task: Task, steps: int, seed: int, device: str | None) -> tuple[int
     m = min(most, len(table))
     numbers = torch.randperm(len(table), generator=generator(seed, "by heart"))[:m]
     rows = table.rows(numbers, "by heart")
+    if getattr(rows.columns.get("y"), "ndim", 1) == 2:
+        raise UsageError("learning by heart is counted in classes, and a sample has several labels")
     few = Epochs({k: v for k, v in rows.columns.items() if k != "index"})
     reader = reader_of(task.readers, "student")
     best = 0.0
