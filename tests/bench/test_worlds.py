@@ -20,6 +20,7 @@ from limbeck.errors import Missing, UsageError
 
 WORLDS = ("blobs", "digits", "fashion", "shapes")
 TEXTS = ("charlm", "glosscls", "markov", "masklm", "smolkd", "transduce")  # see test_text_worlds.py
+PAIRED = ("affect", "pairs")  # see test_paired_worlds.py
 needs_fashion = pytest.mark.skipif(
     not fashion.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
@@ -67,7 +68,7 @@ def score(model: nn.Module, task: Task) -> float:
 
 
 def test_names() -> None:
-    assert worlds.names() == tuple(sorted((*WORLDS, *TEXTS)))
+    assert worlds.names() == tuple(sorted((*WORLDS, *TEXTS, *PAIRED)))
 
 
 @each_world

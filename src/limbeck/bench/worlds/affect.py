@@ -11,11 +11,12 @@ from limbeck.bench.worlds._build import whole
 from limbeck.core.rng import generator
 from limbeck.core.score import ccc
 from limbeck.core.task import Budget, Optimiser, Task
+from limbeck.errors import Missing
 
 SIDE, MELS, FRAMES = 16, 16, 8
 EXPRESSIONS = 8
 DELAY = 2  # steps by which a voice is behind a face
-_GRAIN = {"face": 0.35, "sound": 0.5}  # standard deviations of the noise
+_GRAIN = {"face": 0.15, "sound": 0.5}  # standard deviations of the noise
 
 
 def task(
@@ -66,7 +67,7 @@ def task(
         score=ccc,
         budget=Budget(steps=24, batch=16, optimiser=Optimiser("adamw", lr=1e-2))
         if tiny
-        else Budget(steps=300, batch=32, optimiser=Optimiser("adamw", lr=3e-3)),
+        else Budget(steps=600, batch=32, optimiser=Optimiser("adamw", lr=3e-3)),
         data={
             "expressions": labelled,
             "triplets": triplets(faces, rng),
@@ -81,10 +82,12 @@ def sequences(n: int, length: int, rng: torch.Generator) -> dict[str, Any]:
     y = courses(n, length + DELAY, rng)
     who = torch.rand(n, 4, generator=rng)[:, None].expand(n, length, 4)
     late, y = y[:, :-DELAY], y[:, DELAY:]
+    faces = draw_faces(y.flatten(0, 1), rng, who.flatten(0, 1))
+    sounds = draw_sounds(late.flatten(0, 1), rng)
     return {
         "x": {
-            "face": draw_faces(y.flatten(0, 1), rng, who.flatten(0, 1)).unflatten(0, (n, length)),
-            "sound": draw_sounds(late.flatten(0, 1), rng).unflatten(0, (n, length)),
+            "face": faces.view(n, length, *faces.shape[1:]),
+            "sound": sounds.view(n, length, *sounds.shape[1:]),
         },
         "y": y,
     }
@@ -150,7 +153,8 @@ def triplets(n: int, rng: torch.Generator) -> dict[str, Tensor]:
     three = three.gather(1, order[..., None].expand(n, 3, 2))
     kinds = sector(three.flatten(0, 1)).view(n, 3)
     one_class = (kinds == kinds[:, :1]).all(1)
-    return {"x": draw_faces(three.flatten(0, 1), rng).unflatten(0, (n, 3)), "one_class": one_class}
+    faces = draw_faces(three.flatten(0, 1), rng)
+    return {"x": faces.view(n, 3, *faces.shape[1:]), "one_class": one_class}
 
 
 class Extractor(nn.Sequential):
@@ -180,12 +184,10 @@ class Frames(nn.Module):
     def forward(self, face: Tensor, sound: Tensor) -> Tensor:
         """(B, T, ...) of each -> (B, T, 2)."""
         joined = torch.cat((self.face(face.flatten(0, 1)), self.sound(sound.flatten(0, 1))), 1)
-        values: Tensor = self.head(joined).unflatten(0, face.shape[:2])
-        return values
+        values: Tensor = self.head(joined)
+        return values.view(*face.shape[:2], -1)
 
 
 def _one_of(name: str, value: object, known: str) -> None:
-    from limbeck.errors import Missing
-
     if value != known:
         raise Missing(f"the world affect has no {name} {value!r}; there is {known!r}")

@@ -62,7 +62,8 @@ class Sounds(nn.Module):
         """(B, T, ...) -> (B, T, outputs)."""
         steps = x[self.name]
         features = self.extractor(steps.flatten(0, 1))
-        return self.head(features).unflatten(0, steps.shape[:2])  # type: ignore[no-any-return]
+        values: Tensor = self.head(features)
+        return values.view(*steps.shape[:2], -1)
 
 
 class Fusion(nn.Module):
@@ -117,7 +118,7 @@ class Fusion(nn.Module):
         """(B, T, ...) of each -> (B, T, outputs), or (B, T)."""
         faces, sounds = (x[name] for name in self.names)
         e, f = self.face.embed(faces.flatten(0, 1)), self.sound(sounds.flatten(0, 1))
-        joined = torch.cat((e.to(f.dtype), f), 1).unflatten(0, faces.shape[:2])
+        joined = torch.cat((e.to(f.dtype), f), 1).view(*faces.shape[:2], -1)
         values: Tensor = self.head(self.lstm(joined)[0])
         if self.delay:
             first = values[:, :1].expand(-1, min(self.delay, values.shape[1]), -1)

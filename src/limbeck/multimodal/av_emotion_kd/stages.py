@@ -70,7 +70,7 @@ class Visual(Objective):
     def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         m, n, out = self.m, len(batch), {}
         if m.triplet:
-            three = s.embedding[n : n + 3 * len(batch.triplets)].unflatten(0, (-1, 3))
+            three = s.embedding[n : n + 3 * len(batch.triplets)].view(len(batch.triplets), 3, -1)
             margin = three.new_full((len(three),), m.margin)
             if "one_class" in batch.triplets:
                 margin = torch.where(batch.triplets.one_class, m.margin_one, margin)
@@ -82,7 +82,7 @@ class Visual(Objective):
         if self.taught and m.kd:
             each = distil_loss(s.embedding, t.embedding, s.logits, t.logits, m.tau, m.match)
             sizes = [n, 3 * len(batch.triplets), len(batch.unlabelled)]
-            means = [rows.mean() for rows in each.split(sizes)]
+            means = [rows.mean() for rows in torch.split(each, sizes)]
             out["kd"] = m.kd * torch.stack(means).mean()
         return out
 
