@@ -304,7 +304,7 @@ def test_terms_of_faces_are_means_each_over_its_own_batch() -> None:
         float(balanced_loss(z[:5], batch.y, weights)), rel=1e-5
     )
     said = parts.affect(e[:5])
-    assert float(found["affect"]) == pytest.approx(
+    assert float(found["affect"].detach()) == pytest.approx(
         2 * float(ccc_loss(said, batch.affect).detach()), rel=1e-5
     )
     plain = Visual(replace(method, affect=0.0), False)
