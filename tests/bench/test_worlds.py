@@ -20,7 +20,7 @@ from limbeck.errors import Missing, UsageError
 
 WORLDS = ("blobs", "digits", "fashion", "shapes")
 TEXTS = ("charlm", "glosscls", "markov", "masklm", "smolkd", "transduce")  # see test_text_worlds.py
-OTHERS = ("bags", "multilabel")  # see test_bags_world.py, test_multilabel_world.py
+OTHERS = ("affect", "bags", "multilabel", "pairs")  # each has a test file of its own
 needs_fashion = pytest.mark.skipif(
     not fashion.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
