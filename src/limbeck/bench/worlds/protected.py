@@ -61,7 +61,7 @@ def draw(n: int, data_seed: int, part: str) -> Samples:
     """Draw x (n, 10) and y (n,); sample i does not depend on n."""
     rng = generator("protected", data_seed, part)
     u = torch.randn(n, 3 + FEATURES + PROXIES, generator=rng)
-    merit, coin, chance, features, proxies = u.split([1, 1, 1, FEATURES, PROXIES], 1)
+    merit, coin, chance, features, proxies = torch.split(u, [1, 1, 1, FEATURES, PROXIES], 1)
     group = (coin > 0).float()
     side = 2 * group - 1
     looks = (merit + _NOISE[0] * features) / (1 + _NOISE[0] ** 2) ** 0.5

@@ -19,7 +19,7 @@ from limbeck.core.task import Task, build_model
 from limbeck.core.teachers import Frozen, Nobody
 from limbeck.errors import UsageError
 
-from .latents import Adversary, Denoiser, Diffusion, Generator
+from .latents import Adversary, Denoiser, Diffusion, Maker
 from .learning import Distil, Teach, density_dcov
 from .measures import auroc, density_coverage, f1, odds_ratio, parity_ratio
 from .rows import VAE, Columns, Encoder, Sampler, drawn, groups_of
@@ -190,7 +190,7 @@ class FairLatentDistill(Method):
             maker = build_model(lambda: Denoiser(self.latent, self.diffusion), seed, "latents")
             objective = Diffusion(self.diffusion, self.denoise)
         else:
-            maker = build_model(lambda: Generator(self.latent), seed, "latents")
+            maker = build_model(lambda: Maker(self.latent), seed, "latents")
             objective = Adversary(self.latents == "wgan_gp", self.judge, self.fool, self.penalty)
         return [fit(objective, maker, Nobody(), batches, name=f"latents{end}", task=task)]
 

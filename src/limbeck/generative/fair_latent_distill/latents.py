@@ -18,10 +18,9 @@ from limbeck.core.views import Side
 from .rows import dense
 
 NOISE = 64  # numbers that a GAN's generator starts from
-ADAM = Optimiser("adam", lr=1e-3, betas=(0.5, 0.999))
 
 
-class Generator(nn.Module):
+class Maker(nn.Module):
     """Noise (n, 64) -> latents (n, d), by linear layers of 128, 256, 128 and 64 units."""
 
     def __init__(self, latent: int) -> None:
@@ -58,10 +57,10 @@ class Adversary(Objective):
         return dense(batch.x.shape[1], 64, 128, 64, 1)
 
     def update(self) -> tuple[Phase, ...]:
-        repeat = 5 if self.wasserstein else 1
+        repeat, adam = 5 if self.wasserstein else 1, Optimiser("adam", lr=1e-3, betas=(0.5, 0.999))
         return (
-            Phase("critic", ("parts",), repeat, optimisers={"parts": ADAM}),
-            Phase("maker", ("student",), optimisers={"student": ADAM}),
+            Phase("critic", ("parts",), repeat, optimisers={"parts": adam}),
+            Phase("maker", ("student",), optimisers={"student": adam}),
         )
 
     def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ def rates(chosen: Tensor, s: Tensor, among: Tensor) -> Tensor:
     """
     out = [
         chosen[(s == group) & among].double().mean()
-        for group in s.unique()
+        for group in torch.unique(s)
         if bool(((s == group) & among).any())
     ]
     return torch.stack(out) if out else torch.zeros(1, dtype=torch.float64)

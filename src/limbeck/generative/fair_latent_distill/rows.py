@@ -29,8 +29,8 @@ class Columns(nn.Module):
         edges = torch.full((len(ordered), bins - 1), torch.inf)
         places = torch.arange(1, bins) * table.shape[0] // bins
         for column, values in enumerate(ordered):
-            own = values.unique()
-            cuts = own[1:] if len(own) <= bins else values[places].unique()
+            own = torch.unique(values)
+            cuts = own[1:] if len(own) <= bins else torch.unique(values[places])
             cuts = cuts[cuts > own[0]]
             edges[column, : len(cuts)] = cuts
         begins = torch.searchsorted(ordered, edges)
@@ -111,7 +111,7 @@ def drawn(posterior: Tensor, noise: Tensor) -> Tensor:
 
 def groups_of(values: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     """The groups' values in their order, and each row's group (N,)."""
-    own, s = values.unique(return_inverse=True)
+    own, s = torch.unique(values, return_inverse=True)
     if not 2 <= len(own) <= bins:
         raise UsageError(
             f"the sensitive column has {len(own)} different values; name one (sensitive=) that "
@@ -161,12 +161,12 @@ class Sampler(nn.Module):
 
     @torch.no_grad()
     def forward(self, n: int, generator: torch.Generator) -> Tensor:
-        """N new rows."""
+        """New rows, as many as n: (n, F + 1)."""
         z = self._latents(n, generator)
         s, other = torch.multinomial(self.shares, 2 * n, True, generator=generator).chunk(2)
-        logits = self.vae.decode(z, s).split(self.columns.widths, 1)
+        logits = torch.split(self.vae.decode(z, s), self.columns.widths, 1)
         if self.apart:
-            label = self.vae.decode(z, other).split(self.columns.widths, 1)[-1]
+            label = torch.split(self.vae.decode(z, other), self.columns.widths, 1)[-1]
             logits = (*logits[:-1], label)
         chances = [x.double().softmax(1) for x in logits]
         codes = [torch.multinomial(p, 1, generator=generator) for p in chances]

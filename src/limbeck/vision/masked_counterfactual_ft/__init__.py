@@ -186,7 +186,7 @@ class MaskedCounterfactualFT(Objective):
         """The weighted `label` and `distil`."""
         out, masked = {}, bool(self.distil) and self.mask != "none"
         with Attentions() if masked else nullcontext(Attentions()) as seen:
-            z = s.logits if self.label or masked else None
+            z: Any = s.logits if self.label or masked else None
         if self.label:
             out["label"] = self.label * F.cross_entropy(z.float(), batch.y)
         if not self.distil:

@@ -46,7 +46,7 @@ class Attentions(TorchFunctionMode):
         biases = bias.chunk(3) if bias is not None else (None,) * 3
         parts = zip(sides, weight.chunk(3), biases, strict=True)
         q, k, v = (
-            F.linear(x, w, b).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for x, w, b in parts
+            F.linear(x, w, b).view(*x.shape[:2], heads, -1).permute(1, 2, 0, 3) for x, w, b in parts
         )
         dropout = args[10] if kwargs.get("training", True) else 0.0
         out = self._plain(q, k, v, kwargs.get("attn_mask"), dropout)
@@ -92,9 +92,8 @@ def _usual(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     added = args[7] is not None or args[8] is not None or args[9]
     mask, apart = kwargs.get("attn_mask"), kwargs.get("use_separate_proj_weight", False)
     padded = kwargs.get("key_padding_mask") is not None or kwargs.get("is_causal", False)
-    return (
-        args[0].dim() == 3 and not (added or apart or padded) and (mask is None or mask.dim() == 2)
-    )
+    flat = args[0].dim() == 3 and (mask is None or mask.dim() == 2)
+    return flat and not (added or apart or padded)
 
 
 def attention_relevance(z: Tensor, maps: Sequence[Tensor]) -> Tensor:
