@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from limbeck.core.text import encode, tagged
@@ -14,7 +14,7 @@ __all__ = ["cut"]
 
 
 def cut(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[dict[str, Any]],
     labelled: bool,
     teacher: Found | None,
     student: Found,

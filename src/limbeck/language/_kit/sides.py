@@ -105,12 +105,29 @@ def check_kinds(one: Found | None, two: Found, classes: Classes) -> None:
                 f"the student '{two.name}' they are for a {wanted} one"
             )
         if model is not None and isinstance(classes, tuple):
-            theirs = model.config.num_labels
-            if theirs != len(classes):  # a module that was given, or a file's
-                raise UsageError(
-                    f"the {side} '{model.name}' has {theirs} tags and the data {len(classes)} "
-                    f"({', '.join(classes)}); give a model with a head for these"
-                )
+            _check_tags(side, model, classes)
+
+
+def _check_tags(side: str, model: Found, tags: tuple[str, ...]) -> None:
+    """Refuse a module that was given, or a file's, whose tags are not the data's in their order.
+
+    A config that names none (LABEL_0, ...), or data with numbers, say only how many there are.
+    """
+    named = model.config.id2label
+    theirs = tuple(str(named[i]) for i in sorted(named))
+    unnamed = tuple(f"LABEL_{i}" for i in range(len(tags)))
+    numbers = tuple(map(str, range(len(theirs))))
+    if theirs in (tags, unnamed) or tags == numbers:
+        return
+    if len(theirs) != len(tags):
+        what = f"has {len(theirs)} tags and the data {len(tags)}"
+    elif set(theirs) == set(tags):
+        what = "has the data's tags in another order"
+    else:
+        what = f"has other tags than the data ({', '.join(theirs[:8])})"
+    raise UsageError(
+        f"the {side} '{model.name}' {what} ({', '.join(tags)}); give a model with a head for these"
+    )
 
 
 def context_of(asked: int, models: Sequence[Found]) -> int:
