@@ -141,7 +141,7 @@ def test_tasks_that_are_no_text():
 
 def test_a_teacher_of_as_many_other_tokens_is_refused():
     """Whose places might pair by chance, and whose ids mean something else."""
-    text = Text(VOCAB, CONTEXT, (EOS,), PAD, other=object())
+    text = Text(VOCAB, CONTEXT, (EOS,), PAD, other=range(VOCAB))
     for key in ("gkd", "distillm", "minillm", "rs_kd"):
         with pytest.raises(UsageError, match=f"{key} compares .* list --kind cross_tokenizer"):
             limbeck.run(key, task(data={"text": text}))

@@ -124,12 +124,13 @@ def _check_text(task: Task, card: Card | None) -> None:
             "words; run gkd with own=0 and other=data"
         )
     aligned = "cross_tokenizer" in card.kinds
-    crossed = isinstance(text, Text) and text.other is not None
-    if crossed and not aligned and any(_only(need, "signal") for need in needs):
+    if not isinstance(text, Text) or text.other is None or aligned:
+        return
+    if any(_only(need, "signal") for need in needs):
         raise UsageError(
-            f"{card.key} compares the two sides' next tokens one by one, and in the task "
-            f"'{task.name}' the teacher has another tokenizer or reads in another way; use a "
-            "method for such: limbeck list --kind cross_tokenizer"
+            f"the teacher has another tokenizer ({len(text.other):,} tokens, and the student "
+            f"{text.vocab:,}) or reads in another way, and {card.key} compares next tokens one by "
+            "one; use a method for such: limbeck list --kind cross_tokenizer"
         )
 
 

@@ -120,7 +120,7 @@ def task(
         readers=readers,
         classes=None if isinstance(classes, tuple) else classes,
         name=re.sub(r"[^A-Za-z0-9_.]+", "-", f"{_short(student, two)}-{found.name}"),
-        notes=(*found.notes, *notes, *_said(two, other, context)),
+        notes=(*found.notes, *notes, *_said(two, other, context, "chunk" in first)),
         about={
             "inputs": {"kind": "text", "context": context},
             "names": list(found.names),
@@ -216,12 +216,15 @@ def _short(given: Any, found: Found) -> str:
     return given if isinstance(given, str) and students.is_words(given) else Path(found.name).name
 
 
-def _said(two: Found, other: Any, context: int) -> list[str]:
+def _said(two: Found, other: Any, context: int, aligned: bool) -> list[str]:
     notes = [f"samples are of {context} tokens at most"]
     if other is not None:
+        sizes = f"({len(other):,} and {len(two.tokenizer):,} tokens)"
         notes.append(
-            f"teacher and student have other tokenizers ({len(other):,} and "
-            f"{len(two.tokenizer):,} tokens): texts are aligned by bytes"
+            f"teacher and student have other tokenizers {sizes}: texts are aligned by bytes"
+            if aligned
+            else f"teacher and student read in other tokens {sizes} or ways: their tokens are not "
+            "aligned"
         )
     if two.untrained:
         notes.append(f"the student '{two.name}': {two.untrained}")
