@@ -102,7 +102,7 @@ def draw(rows: Tensor, n: int, part: str, data_seed: int) -> Samples:
     def some(below: int) -> int:
         return int(torch.randint(below, (), generator=rng))
 
-    x, y = torch.zeros(n, 1, SIDE, SIDE), torch.zeros(n, len(NAMES))
+    x, y = torch.zeros(n, 1, SIDE, SIDE), torch.zeros(n, len(NAMES)).long()
     free = CELL - ink.shape[-1] + 1
     for i in range(n):
         digits = torch.randperm(len(NAMES), generator=rng)[: 1 + some(MOST)].tolist()
