@@ -141,6 +141,7 @@ def test_bare_code_has_no_comments() -> None:
     plain = "def f(x):\n    return x + 1\n"
     assert bare(plain) == bare('def f(x):\n    """Add."""\n    # one\n    return (x + 1)\n')
     assert bare(plain) != bare("def f(x):\n    return x + 2\n")
+    assert bare(plain) == bare(f'CARD = Card(key="f", departs="it adds")\n{plain}')
 
 
 # --- what a number depends on --------------------------------------------------------------------

@@ -135,17 +135,19 @@ class Defined:
 
 
 def bare(source: str) -> str:
-    """The code of a text without comments, docstrings and layout."""
+    """The code of a text without comments, docstrings, layout and what only tells of it: cards."""
     tree = ast.parse(inspect.cleandoc(source) if source[:1].isspace() else source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            kept = [n for n in body if not _is_text(n)]
+            kept = [n for n in body if not _only_tells(n)]
             node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
     return ast.dump(tree)
 
 
-def _is_text(node: ast.AST) -> bool:
+def _only_tells(node: ast.AST) -> bool:
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id in ("CARD", "EXEMPT")
     value = node.value if isinstance(node, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
