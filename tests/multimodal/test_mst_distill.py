@@ -36,8 +36,8 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 def slow_kd(p: Tensor, q: Tensor, tau: float) -> float:
     """tau^2 KL(q || p) of one sample's logits (C,)."""
-    one = [math.exp(float(v) / tau) for v in p]
-    two = [math.exp(float(v) / tau) for v in q]
+    one = [math.exp(v / tau) for v in p.tolist()]
+    two = [math.exp(v / tau) for v in q.tolist()]
     a, b = [v / sum(one) for v in one], [v / sum(two) for v in two]
     return tau**2 * sum(y * math.log(y / x) for x, y in zip(a, b, strict=True))
 
@@ -307,7 +307,7 @@ def test_together_has_all_six_pairs() -> None:
     pairs = [(p, q) for i, p in enumerate(zs) for j, q in enumerate(zs) if i != j]
     assert len(pairs) == 6
     mutual = sum(slow_kd(p[b], q[b], 4.0) for p, q in pairs for b in range(6)) / 6
-    label = sum(float(-z.log_softmax(1)[b, b % 3]) for z in zs for b in range(6)) / 6
+    label = sum(float(-z.detach().log_softmax(1)[b, b % 3]) for z in zs for b in range(6)) / 6
     found = asked(Together(MSTDistill(mutual=0.5, label=2.0), peers), s)
     assert found["mutual"] == pytest.approx(0.5 * mutual, rel=1e-4)
     assert found["label"] == pytest.approx(2 * label, rel=1e-4)
@@ -458,7 +458,8 @@ def test_rates() -> None:
 def test_masks_bring_teachers_nearer_to_the_student() -> None:
     """What the second stage is for, on the world of pairs."""
     on = worlds.make("pairs(teacher='none')", tiny=True)
-    seen, _ = fits(MSTDistill(rate=3e-3, masks_share=3.0), on)
-    rows = [s for s in seen if s.stage == "masks"]
-    losses = [row["terms"]["mask"] for row in rows[0].log if "terms" in row]  # type: ignore[attr-defined]
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    seen, _ = fits(MSTDistill(rate=1e-2), on)
+    log: Any = seen[1]
+    losses = [row["terms"]["mask"] for row in log.log if "terms" in row]
+    assert len(losses) == 24
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
