@@ -280,7 +280,7 @@ def test_at_the_start_there_is_nothing_to_keep(make: Callable[[], Any], fill: st
     batch = pictures()
     s, t = sides(make, batch)
     terms = MaskedCounterfactualFT(fill=fill).terms(None, s, t, batch, CLOCK)  # type: ignore[arg-type]
-    assert float(terms["distil"]) < 1e-10
+    assert float(terms["distil"].detach()) < 1e-10
     torch.testing.assert_close(terms["label"], F.cross_entropy(make()(batch.x), batch.y))
     slopes = torch.autograd.grad(
         terms["distil"], list(s._look.model.parameters()), allow_unused=True
@@ -327,7 +327,9 @@ def test_a_zero_shot_head_says_the_cosine_with_the_mean_prompt() -> None:
         mean = sum(t / t.norm() for t in texts[c]) / 4
         for i in range(2):
             cos = F.cosine_similarity(tower(x)[i], mean, dim=0)  # type: ignore[arg-type]
-            assert float(out["logits"][i, c]) == pytest.approx(100 * float(cos), abs=1e-3)
+            assert float(out["logits"][i, c].detach()) == pytest.approx(
+                100 * float(cos.detach()), abs=1e-3
+            )
     torch.testing.assert_close(zero_shot(texts, 2.0).norm(dim=1), torch.full((3,), 2.0))
     with pytest.raises(UsageError, match="give text embeddings"):
         ZeroShot(tower, texts[0], 1.0)

@@ -53,7 +53,7 @@ def task(
     """
     n = whole("n", n or (192 if tiny else 2000), 64, 100_000)
     side = _TINY_SIDE if tiny else _SIDE
-    few, many = (64, 192) if tiny else (500, 4000)
+    few, many = (64, 768) if tiny else (500, 4000)
 
     def drawn(size: int, part: str, kind: str) -> Samples:
         return draw(size, data_seed, part, kind, side)

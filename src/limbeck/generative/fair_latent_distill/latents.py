@@ -99,7 +99,7 @@ class Denoiser(nn.Module):
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         """Z (n, d), t (n,) from 0 to steps - 1 -> (n, d)."""
-        angle = (t[:, None] + 1) / self.steps * math.pi * torch.tensor([0.5, 1.0])
+        angle = (t[:, None] + 1) / self.steps * math.pi * z.new_tensor([0.5, 1.0])
         return self.net(torch.cat((z, angle.sin(), angle.cos()), 1))  # type: ignore[no-any-return]
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
