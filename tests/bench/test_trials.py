@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from limbeck import registry
-from limbeck.bench import digest, runner, sources
+from limbeck.bench import digest, rerun, runner, sources
 from limbeck.bench.arms import budget, perform
 from limbeck.bench.store import Store
 from limbeck.bench.trial import TUNING_SEEDS, Defined, Trial, bare, defined, keys
@@ -256,8 +256,33 @@ def test_trial_is_tuned_reported_and_kept(tmp_path: Path) -> None:
         ),
     )
     assert told["arms"]["labels"]["setting"] == best
-    rows = list(runner.again(trial, store, InTurn(), 1004))
+    rows = list(rerun.again(trial, store, InTurn(), 1004))
     assert [row["value"] for row, _ in rows] == [value for _, value in rows]
+    store.close()
+
+
+def test_rows_are_kept_where_changed_code_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, store = small(tmp_path), Store(tmp_path / "rows").open()
+    runner.measure_trial(trial, store, InTurn(), 1, lambda text: None)
+    monkeypatch.setattr(runner, "source_of", lambda job: "new code")
+    told = digest.of_trial(trial, store)
+    assert told is not None
+    assert told["stale"]
+    pool = InTurn()
+    assert rerun.confirm(trial, store, pool) == (1000, 1011)
+    assert sorted(job.seed for job in pool.ran) == [1000, 1000, 1011, 1011]
+    now = digest.of_trial(trial, store)
+    assert now == {**told, "stale": False}
+    assert not [j for j in runner.tuning(trial) if store.find(j.arm, j, "new code") is None]
+    kept = [row for row in store.rows("rkd") if row.get("confirmed")]
+    assert len(kept) == 2 * 2 + 12
+    monkeypatch.setattr(runner, "source_of", lambda job: "newer code")
+    monkeypatch.setattr(runner, "perform", lambda job: {**perform(job), "value": 0.0})
+    with pytest.raises(UsageError, match="the change of code changed the number"):
+        rerun.confirm(trial, store, InTurn())
+    assert digest.of_trial(trial, store)["stale"]  # type: ignore[index]
     store.close()
 
 

@@ -20,7 +20,14 @@ from limbeck.errors import Missing, UsageError
 
 WORLDS = ("blobs", "digits", "fashion", "protected", "shapes")
 TEXTS = ("charlm", "glosscls", "markov", "masklm", "smolkd", "transduce")  # see test_text_worlds.py
-OTHERS = ("affect", "bags", "biased", "multilabel", "pairs", "renewed")  # each has a test file of its own
+OTHERS = (
+    "affect",
+    "bags",
+    "biased",
+    "multilabel",
+    "pairs",
+    "renewed",
+)  # each has a test file of its own
 needs_fashion = pytest.mark.skipif(
     not fashion.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from limbeck import __version__
 from limbeck.bench import sources
 from limbeck.bench.arms import Job, perform
-from limbeck.bench.store import Row, Store
+from limbeck.bench.store import Store
 from limbeck.bench.trial import TUNING_SEEDS, Defined
 from limbeck.bench.trials._shared import SHARED
 from limbeck.errors import UsageError
 
-__all__ = ["Pool", "again", "committed", "home_of", "jobs_of", "measure_trial", "missing", "ready"]
+__all__ = ["Pool", "committed", "home_of", "jobs_of", "measure_trial", "source_of"]
 
 
 class Pool(Protocol):
@@ -214,31 +214,3 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def again(trial: Defined, store: Store, pool: Pool, seed: int) -> Iterator[tuple[Row, float]]:
-    """Run one reported seed of every arm once more: each stored row with its new value.
-
-    Raises:
-        UsageError: no such row is stored.
-    """
-    jobs: dict[Job, Row] = {}
-    for arm in trial.arms:
-        stored = [
-            row
-            for home in {trial.key, arm}
-            for row in store.rows(home)
-            if row["arm"] == arm and row["seed"] == seed and row["on"] == "test"
-            and row["world"] == trial.trial.world and row["measure"] == trial.trial.measure
-            and row["budget"] == dict(trial.trial.budget)
-        ]  # fmt: skip
-        if not stored:
-            raise UsageError(
-                f"no row of {arm!r} with seed {seed} is stored for the trial of {trial.key!r}; its "
-                f"seeds are {trial.seeds[0]} to {trial.seeds[-1]}"
-            )
-        jobs[jobs_of(trial, arm, stored[-1]["setting"], [seed], "test")[0]] = stored[-1]
-    for job, value in pool.each(perform, list(jobs)):
-        if isinstance(value, BaseException):
-            raise value
-        yield jobs[job], value["value"]

@@ -46,6 +46,8 @@ def bench(argv: list[str]) -> int:
         help="send the runs to this Ray cluster; 'local' begins one (none)",
     )
     add("--again", type=int, metavar="SEED", help="run one reported seed again, and compare (none)")
+    same = "after a change that changes no number: run two seeds again, and keep the rows"
+    add("--confirm", action="store_true", help=same)
     add("--digest", action="store_true", help="run nothing: write the packaged digest anew")
     add("--results", metavar="DIR", default="results", help="where rows are kept (results)")
     args = parser.parse_args(argv)
@@ -75,6 +77,8 @@ def bench(argv: list[str]) -> int:
     try:
         if args.again is not None:
             return _again(trials[0], store, pool, args.again)
+        if args.confirm:
+            return _confirm(trials, store.open(), pool, Path(args.results))
         return _all(trials, store.open(), pool, Path(args.results))
     finally:
         pool.close()
@@ -129,14 +133,37 @@ def _all(trials: list[Defined], store: Store, pool: Any, results: Path) -> int:
         assert told is not None
         print(f"{trial.key}, {told['seconds']:.0f} s of processor time")
         print("\n".join(f"  {line}" for line in lines(trial.key, told)), flush=True)
-    if results.resolve() == digest.PLACE.parents[2] / "results":  # a clone's own
-        digest.write(store)
+    _packaged(store, results)
     return 2 if failed else 0
+
+
+def _confirm(trials: list[Defined], store: Store, pool: Any, results: Path) -> int:
+    """Keep the rows of trials whose code was changed and whose numbers were not."""
+    from limbeck.bench.rerun import confirm
+
+    failed = False
+    for trial in filter(lambda trial: _changed(trial, store), trials):
+        try:
+            seeds = " and ".join(map(str, confirm(trial, store, pool)))
+            print(f"{trial.key}: seeds {seeds} give what is stored; its rows are kept", flush=True)
+        except UsageError as error:
+            failed = True
+            print(f"error: {error}", file=sys.stderr)
+    _packaged(store, results)
+    return 2 if failed else 0
+
+
+def _packaged(store: Store, results: Path) -> None:
+    """Write the digest that the package brings, where the results are its clone's own."""
+    from limbeck.bench import digest
+
+    if results.resolve() == digest.PLACE.parents[2] / "results":
+        digest.write(store)
 
 
 def _again(trial: Defined, store: Store, pool: Any, seed: int) -> int:
     """Compare each arm's stored row of a seed with a new run."""
-    from limbeck.bench.runner import again
+    from limbeck.bench.rerun import again
 
     same = True
     for row, value in again(trial, store, pool, seed):
