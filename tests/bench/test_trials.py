@@ -279,7 +279,7 @@ def test_rows_are_kept_where_changed_code_gives_the_same_bits(
     kept = [row for row in store.rows("rkd") if row.get("confirmed")]
     assert len(kept) == 2 * 2 + 12
     monkeypatch.setattr(runner, "source_of", lambda job: "newer code")
-    monkeypatch.setattr(runner, "perform", lambda job: {**perform(job), "value": 0.0})
+    monkeypatch.setattr(rerun, "perform", lambda job: {**perform(job), "value": 0.0})
     with pytest.raises(UsageError, match="the change of code changed the number"):
         rerun.confirm(trial, store, InTurn())
     assert digest.of_trial(trial, store)["stale"]  # type: ignore[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from limbeck.bench import runner
-from limbeck.bench.arms import Job
+from limbeck.bench.arms import Job, perform
 from limbeck.bench.store import Row, Store
 from limbeck.bench.trial import Defined
 from limbeck.errors import UsageError
@@ -37,7 +37,7 @@ def again(
                 f"seeds are {trial.seeds[0]} to {trial.seeds[-1]}"
             )
         jobs[runner.jobs_of(trial, arm, stored[-1]["setting"], [seed], "test")[0]] = stored[-1]
-    for job, value in pool.each(runner.perform, list(jobs)):
+    for job, value in pool.each(perform, list(jobs)):
         if isinstance(value, BaseException):
             raise value
         yield jobs[job], value["value"]
