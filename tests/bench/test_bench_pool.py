@@ -165,7 +165,7 @@ def test_bench_of_one_method(
     told = capsys.readouterr()
     assert told.out.startswith("rkd, ")
     assert "Relations help." in told.out
-    assert "12/12" in told.err
+    assert "24/24" in told.err
     rows = [json.loads(r) for r in (tmp_path / "results/trials/rkd.jsonl").read_text().splitlines()]
     assert [row["seed"] for row in rows] == list(range(1000, 1012))
     assert all(row["commit"] == "abc" and row["core"] == 1 for row in rows)
