@@ -141,6 +141,7 @@ def test_bare_code_has_no_comments() -> None:
     plain = "def f(x):\n    return x + 1\n"
     assert bare(plain) == bare('def f(x):\n    """Add."""\n    # one\n    return (x + 1)\n')
     assert bare(plain) != bare("def f(x):\n    return x + 2\n")
+    assert bare(plain) == bare(f'CARD = Card(key="f", departs="it adds")\n{plain}')
 
 
 # --- what a number depends on --------------------------------------------------------------------
@@ -231,6 +232,11 @@ def test_trial_is_tuned_reported_and_kept(tmp_path: Path) -> None:
     # Two arms of 2 and 4 settings x 2 seeds of tuning, of which 3 had run; then 2 x 12.
     assert len(first.ran) == 2 * 2 + 4 * 2 - 3 + 2 * 12
     assert [row["seed"] for row in store.rows("rkd")[:4]] == [1, 2, 1, 2]
+    own = {row["definition"] for row in store.rows("rkd")}
+    assert own == {trial.hash}
+    (common,) = {(row["definition"], row["number"]) for row in store.rows("labels")}
+    other = small(tmp_path, claim="Something else.")  # a trial that shares the arm changes nothing
+    assert common == (runner.shared(runner.tuning(other)[-1]), 0)
     second = InTurn()
     runner.measure_trial(trial, store, second, 1, lambda text: None)
     assert not second.ran

@@ -11,15 +11,16 @@ from safetensors import safe_open
 from torch import nn
 
 from limbeck.bench import worlds
-from limbeck.bench.worlds import _families, _models, _teachers, fashion, shapes
+from limbeck.bench.worlds import _families, _models, _teachers, fashion, protected, shapes
 from limbeck.bench.worlds._build import stratified
 from limbeck.core.crowd import Crowd
 from limbeck.core.task import Task
 from limbeck.core.teachers import Frozen, Nobody
 from limbeck.errors import Missing, UsageError
 
-WORLDS = ("blobs", "digits", "fashion", "shapes")
+WORLDS = ("blobs", "digits", "fashion", "protected", "shapes")
 TEXTS = ("charlm", "glosscls", "markov", "masklm", "smolkd", "transduce")  # see test_text_worlds.py
+OTHERS = ("affect", "bags", "biased", "multilabel", "pairs", "renewed")  # each has a test file of its own
 needs_fashion = pytest.mark.skipif(
     not fashion.DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
@@ -67,7 +68,7 @@ def score(model: nn.Module, task: Task) -> float:
 
 
 def test_names() -> None:
-    assert worlds.names() == tuple(sorted((*WORLDS, *TEXTS)))
+    assert worlds.names() == tuple(sorted((*WORLDS, *TEXTS, *OTHERS)))
 
 
 @each_world
@@ -126,7 +127,7 @@ def test_stratified_has_every_class_in_every_start() -> None:
     assert not torch.equal(order, stratified(y, "other"))
 
 
-@pytest.mark.parametrize("world", ["blobs", "shapes"])
+@pytest.mark.parametrize("world", ["blobs", "protected", "shapes"])
 def test_a_sample_does_not_depend_on_how_many_there_are(world: str) -> None:
     few = worlds.make(f"{world}(teacher='none', n=100)", tiny=True).train
     many = worlds.make(f"{world}(teacher='none', n=1500)", tiny=True).train
@@ -211,6 +212,20 @@ def test_blobs_are_too_much_for_a_linear_model() -> None:
     task = worlds.make("blobs(teacher='none')")
     linear = LinearDiscriminantAnalysis().fit(*(t.numpy() for t in task.train))
     assert linear.score(*(t.numpy() for t in task.test)) < 0.7  # a trained MLP reaches 0.95
+
+
+def test_protected_labels_favour_a_group_that_merits_no_more() -> None:
+    x, y = protected.draw(20_000, 0, "train")
+    group = x[:, -1] > 0
+    assert set(x[:, -1].tolist()) == {-1.0, 1.0}
+    merit = x[:, :6].mean(1)
+    assert abs(float(merit[group].mean() - merit[~group].mean())) < 0.05
+    hints = x[:, 6:9].mean(1) > 0
+    assert float((hints == group).float().mean()) > 0.9
+    # merit + noise is N(0, 1.25); a label is granted above 0.75 - 1.5 or above 0.75.
+    share = torch.distributions.Normal(0, 1.25**0.5).cdf(torch.tensor(0.75))
+    assert float(y[group].float().mean()) == pytest.approx(float(share), abs=0.02)
+    assert float(y[~group].float().mean()) == pytest.approx(1 - float(share), abs=0.02)
 
 
 @pytest.mark.parametrize("name", shapes.NAMES)

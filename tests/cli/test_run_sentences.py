@@ -152,6 +152,77 @@ def test_what_is_not_used_as_asked_is_said(place: Path, capsys: pytest.CaptureFi
     assert "does not read it" not in capsys.readouterr().err
 
 
+DEEP = """
+from torch import nn
+
+def layer(width, stride):
+    return nn.Sequential(nn.Conv2d(width, width, 3, stride, 1), nn.ReLU())
+
+def deep(classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 1), layer(4, 1), layer(4, 2), layer(4, 2),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))
+"""
+STAGES = ("--teacher", "deep.py:deep", "--student", "deep.py:deep", "--data", "sklearn:digits",
+          "--room", "vision", "--steps", "2")  # fmt: skip
+
+
+def taps_of(folder: Path) -> dict[str, list[object]]:
+    return json.loads((folder / "run.json").read_text())["request"]["taps"]
+
+
+def test_a_list_of_places_is_joined_by_plus(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "deep.py").write_text(DEEP)
+    assert main(["run", "ofa_kd", *STAGES, "--out", "a"]) == 0
+    told = capsys.readouterr().err.partition("can change: ")[2].splitlines()[0]
+    assert told == "--taps embedding=6:in, blocks=,1+2+3"
+    # What is said may be given, and gives the same run; a lone block is a list too.
+    assert main(["run", "ofa_kd", *STAGES, "--out", "b", *told.split()]) == 0
+    assert taps_of(place / "b") == {"embedding": ["6:in", None], "blocks": [None, ["1", "2", "3"]]}
+    assert main(["run", "ofa_kd", *STAGES, "--out", "c", "--taps", "blocks=1+2,3"]) == 0
+    assert taps_of(place / "c") == {"blocks": [["1", "2"], ["3"]]}
+    logs = [
+        [json.loads(line).get("terms") for line in (place / f"{n}/metrics.jsonl").open()]
+        for n in "abc"
+    ]
+    assert logs[0] == logs[1] != logs[2]
+    assert "reads nothing" not in capsys.readouterr().err
+    assert main(["resume", "c"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("blocks=0++1,2", "write NAME=PATH,PATH: the place in the teacher, then in the student"),
+        ("blocks=,", "several places are joined, as in blocks=layer1+layer2,features.3+features.7"),
+        ("blocks=0+1", "a side that is not read is left out, as in blocks=,features.3+features.7"),
+        ("mid=0+1,0", "'mid' is read at one place of a side; of several are 'blocks' and"),
+    ],
+)
+def test_places_that_do_not_read_are_a_sentence(
+    word: str, says: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, *KD, "--taps", word)
+    assert told.startswith(f"--taps has '{word}'")
+    assert says in told
+
+
+def test_what_a_method_inside_reads_is_proposed_too(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "deep.py").write_text(DEEP)
+    assert main(["run", "nd_loss", *STAGES, "--of", "ofa_kd", "--out", "n"]) == 0
+    assert "--taps embedding=6:in,6:in blocks=,1+2+3\n" in capsys.readouterr().err
+    taps = ("--taps", "blocks=,2+3")
+    assert main(["run", "nd_loss", *STAGES, "--of", "ofa_kd", *taps, "--out", "m"]) == 0
+    assert "does not read it" not in capsys.readouterr().err
+    assert main(["run", "nd_loss", *STAGES, *taps, "--out", "o"]) == 0
+    assert "--taps blocks: the method does not read it; inside the models it reads 'embedding'" in (
+        capsys.readouterr().err
+    )
+
+
 def test_seeds_end_with_all_means_and_the_paired_difference(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

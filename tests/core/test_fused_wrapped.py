@@ -1,4 +1,4 @@
-"""The fused road in the wrapped `Step`: two processes under DDP, and torch's fully_shard on one.
+"""The fused road in the wrapped `Step`: two processes under DDP, torch's fully_shard on one or two.
 
 The plain road is one process that accumulates two micro-batches, with logits made whole.
 """
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.xdist_group("fused_wrapped")
 
 SCRIPT = """
 import json, os, sys
+from pathlib import Path
 import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -28,6 +29,7 @@ from limbeck.core.losses import fused
 from limbeck.core.run import Run
 from limbeck.core.text.facts import Text
 from limbeck.core.text.view import Causal
+from limbeck.errors import UsageError
 
 place, ways = sys.argv[1], sys.argv[2:]
 torch.set_num_threads(1)
@@ -51,7 +53,7 @@ def sharded(student, how):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (1,))
+    mesh = init_device_mesh("cpu", (world,))
     if "layers" in how:
         for layer in student.model.layers:
             fully_shard(layer, mesh=mesh)
@@ -72,7 +74,8 @@ def trained(way):
     readers = {"student": Causal(V, linear=linear), "teacher": Causal(V, linear=linear)}
     data = {"text": Text(V, 12, (1,), 0)}
     x = {"ids": ids, "mask": torch.ones_like(ids)}
-    budget = Budget(steps=4, batch=8, accumulate=2 // world, optimiser=Optimiser("sgd", 0.1))
+    pieces = (4 if "twice" in how else 2) // world
+    budget = Budget(steps=4, batch=8, accumulate=pieces, optimiser=Optimiser("sgd", 0.1))
     task = Task(model(2, 1, False).eval(), lambda: student, {"x": x, "y": y}, budget=budget,
                 readers=readers, data=data, classes=V)
     gradients, began = {}, len(sweeps)
@@ -88,9 +91,13 @@ def trained(way):
 
         fitter.r.devices.move = first
 
-    with Run(task, device="cpu", on_fit=noted):
+    folder = Path(f"{place}-kept") if "kept" in how else None
+    with Run(task, folder=folder, device="cpu", on_fit=noted):
         method = make(spec)
-        result = method.run(task)
+        try:
+            result = method.run(task)
+        except UsageError as error:
+            return str(error)
     assert (len(sweeps) > began) == linear, "the road is not the one that was asked for"
     values = [sum(row["terms"].values()) for row in result.log]
     weights = {n: getattr(p, "full_tensor", lambda p=p: p)().detach()
@@ -99,7 +106,9 @@ def trained(way):
     return {"values": values, "gradients": flat, "weights": digest_tensors(weights)}
 
 
-if world == 1 and any("shard" in way for way in ways):
+if any("shard" in way for way in ways) and world > 1:
+    dist.init_process_group("gloo")
+elif any("shard" in way for way in ways):
     dist.init_process_group("gloo", f"file://{place}.meet", rank=0, world_size=1)
 told = {way: trained(way) for way in ways}
 told["processes"] = dist.get_world_size() if dist.is_initialized() else 1
@@ -134,7 +143,8 @@ def asked(folder: Path, name: str, ways: list[str], processes: int = 1) -> list[
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One process that accumulates: with logits made whole, and fused."""
     ways = [f"{spec}/{how}" for spec in SPECS for how in ("plain", "", "plain,tied", "tied")]
-    return asked(tmp_path_factory.mktemp("plain"), "one", [*ways, f"{WRITES}/"])[0]
+    ways += [f"{WRITES}/", f"{SPECS[0]}/twice"]
+    return asked(tmp_path_factory.mktemp("plain"), "one", ways)[0]
 
 
 def near(got: dict[str, Any], want: dict[str, Any]) -> None:
@@ -166,3 +176,18 @@ def test_a_sharded_student_trains_alike_its_head_gathered(plain, tmp_path) -> No
     for way in ways:
         spec, how = way.split("/")
         assert told[way] == plain[f"{spec}/{'tied' if 'tied' in how else ''}"], way
+
+
+def test_two_processes_that_shard_give_the_bits_of_one(plain, tmp_path) -> None:
+    """Each holds half of every parameter; torch's wrapper gathers and reduces them."""
+    hows = ["shard,layers", "shard,layers,freed,tied"]
+    ways = [f"{spec}/{how}" for spec in SPECS for how in hows] + [f"{WRITES}/shard,layers"]
+    more = [f"{SPECS[0]}/shard,twice", f"{SPECS[0]}/shard,kept"]
+    both = asked(tmp_path, "two", [*ways, *more], processes=2)
+    assert [told["processes"] for told in both] == [2, 2]
+    assert both[0] == both[1]
+    for way in ways:
+        spec, how = way.split("/")
+        assert both[0][way] == plain[f"{spec}/{'tied' if 'tied' in how else ''}"], way
+    near(both[0][more[0]], plain[f"{SPECS[0]}/twice"])  # each micro-batch is reduced by itself
+    assert "leave the folder (out) away" in both[0][more[1]]

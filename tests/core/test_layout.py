@@ -123,7 +123,9 @@ def shapes(task: Task, entry: str) -> list[tuple[int, ...]]:
         x = PICTURES[0] if task.name == "task" else task.train[0]
         with evaluating(model):
             _, seen = taps.run(lambda m=model, v=x[:4], r=reader: m(r(v) if r else v))
-        found.append(tuple(taps.entry(entry, seen).shape[1:]))
+        read = taps.entry(entry, seen)
+        read = read if isinstance(read, list) else [read]
+        found += [tuple(each.shape[1:]) for each in read]
         taps.close()
     return found
 
@@ -134,7 +136,9 @@ def test_maps_are_paired_where_they_are_as_large() -> None:
         "mid": ("two", "two"),
         "feature": ("three", "three"),
         "embedding": ("head:in", "head:in"),
+        "blocks": (["one", "two", "three"], ["one", "two", "three"]),
     }
+    assert shapes(pair, "blocks")[:3] == [(8, 8, 8), (16, 4, 4), (32, 2, 2)]
     assert shapes(pair, "mid") == [(16, 4, 4), (8, 4, 4)]
     assert shapes(pair, "feature") == [(32, 2, 2), (16, 2, 2)]
     assert shapes(pair, "embedding") == [(32,), (16,)]
@@ -150,6 +154,7 @@ def test_tokens_are_read_half_way_through_the_blocks() -> None:
         "mid": ("blocks.2", "blocks.1"),
         "feature": ("norm", "norm"),
         "embedding": ("head:in", "head:in"),
+        "blocks": tuple([f"blocks.{i}" for i in range(n)] for n in (6, 3)),
     }
     assert shapes(pair, "mid") == [(16, 8), (16, 8)]
 
@@ -160,6 +165,7 @@ def test_vectors_are_read_where_layers_take_them() -> None:
         "mid": ("layers.2:in", "head:in"),
         "feature": ("head:in", "head:in"),
         "embedding": ("head:in", "head:in"),
+        "blocks": (["layers.1:in", "layers.2:in", "head:in"], ["head:in"]),
     }
     flat = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
@@ -182,7 +188,64 @@ def test_what_a_model_gives_itself_needs_no_tap() -> None:
         "embedding": (None, "head:in"),
     }
     assert layout.propose(task(Named(), Named()), ["mid", "embedding"]) == {}
-    assert layout.propose(pair, ["logits", "blocks"]) == {}
+    assert layout.propose(pair, ["logits", "hidden"]) == {}
+
+
+class Listed(Maps):
+    """Gives its blocks by itself."""
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        return {"logits": super().forward(x), "blocks": [x, x]}
+
+
+class Staged(nn.Module):
+    """A stem, and stages of several blocks under a name of their own, as many networks have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4)
+        one = nn.Sequential(conv(4, 4, 1), conv(4, 4, 1))
+        two = nn.Sequential(conv(4, 8, 2), conv(8, 8, 1))
+        self.stages = nn.Sequential(one, two, conv(8, 8, 2), conv(8, 8, 1))
+        self.last = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.stages(self.norm(self.stem(x)))).mean((2, 3)))
+
+
+def test_blocks_are_the_stages_of_one_row_and_a_stem_is_none() -> None:
+    assert layout.propose(task(None, Staged()), ["blocks"]) == {
+        "blocks": (None, ["stages.0", "stages.1", "stages.3"])
+    }
+    plain = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 3),
+    )  # fmt: skip
+    assert layout.propose(task(None, plain), ["blocks"]) == {"blocks": (None, ["1", "4"])}
+    mixed = nn.Sequential(conv(1, 4, 1), *plain[2:])  # of two stages the second is a ReLU
+    assert layout.propose(task(None, mixed), ["blocks"]) == {"blocks": (None, ["0", "3"])}
+    stem = Maps()
+    stem.one, stem.two = nn.ReLU(), nn.Sequential(conv(4, 4, 1), conv(4, 8, 2))
+    assert layout.propose(task(None, stem), ["blocks"]) == {"blocks": (None, ["two", "three"])}
+
+
+def test_a_side_alone_may_be_asked_for() -> None:
+    pair = task(ChannelsLast(), Maps())  # a teacher without stages, which nobody asks for
+    assert layout.propose(pair, ["student:blocks"]) == {"blocks": (None, ["one", "two", "three"])}
+    assert layout.propose(pair, ["teacher:embedding", "student:mid"]) == {
+        "mid": (None, "two"),
+        "embedding": ("head:in", None),
+    }
+    with pytest.raises(UsageError, match="'blocks' was found in the teacher"):
+        layout.propose(pair, ["blocks"])
+    with pytest.raises(UsageError, match="'blocks' was found in the teacher"):
+        layout.propose(pair, ["student:blocks", "teacher:blocks"])
+    assert layout.propose(task(None, Listed()), ["blocks"]) == {}
+    assert layout.propose(task(Crowd((Maps(), Maps())), Maps()), ["student:mid"]) == {
+        "mid": (None, "two")
+    }
 
 
 def test_teachers_without_a_module_and_with_several() -> None:

@@ -1,6 +1,8 @@
 """Sums of objectives, labels, ramps."""
 
+import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from limbeck import Budget, Labels, Optimiser, Sum, Task, get, make
+import limbeck
+from limbeck import Batch, Budget, Labels, Optimiser, Sum, Task, get, make
 from limbeck.core.engine import fit
 from limbeck.core.losses.divergences import kl
 from limbeck.core.method import Given, Mean, Objective
@@ -142,3 +145,30 @@ def test_a_ramp_is_linear_between_and_constant_outside() -> None:
     assert [ramp(f, 0, 10, 0.2, 0.7) for f in (0.1, 0.2, 0.45, 0.7, 0.9)] == pytest.approx(
         [0, 0, 5, 10, 10]
     )
+
+
+def test_several_labels_are_whole_numbers() -> None:
+    """A sum of binary cross-entropies, by loops; floats are probabilities of classes."""
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    several = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 1], [0, 1, 0], [1, 1, 1]])
+
+    def loss(y: torch.Tensor) -> float:
+        side = SimpleNamespace(logits=z)
+        batch = Batch(y=y, index=torch.arange(5))
+        return float(Labels().terms(None, side, None, batch, None)["label"])  # type: ignore[arg-type]
+
+    total = 0.0
+    for row, ones in zip(z.tolist(), several.tolist(), strict=True):
+        for value, one in zip(row, ones, strict=True):
+            p = 1 / (1 + math.exp(-value))
+            total -= math.log(p if one else 1 - p)
+    assert loss(several) == pytest.approx(total / 5, rel=1e-5)
+    soft = torch.full((5, 3), 1 / 3)
+    assert loss(soft) == pytest.approx(float(F.cross_entropy(z, soft)))
+
+
+def test_float_labels_must_be_probabilities() -> None:
+    x, y = torch.randn(8, 4), torch.ones(8, 3)
+    task = Task(teacher=None, student=torch.nn.Linear(4, 3), train=(x, y), classes=3)
+    with pytest.raises(UsageError, match="a row sums to 3; give several labels as whole numbers"):
+        limbeck.run(Labels(), task)

@@ -173,10 +173,6 @@ def test_an_unfinished_run_says_where_it_stopped(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Missing, match=r"there is no run in .* \(no run.json\)"):
         read(tmp_path)
-    (tmp_path / "seed-3").mkdir()
-    (tmp_path / "seed-3" / "run.json").write_text("{}")
-    with pytest.raises(Missing, match=r"of several seeds; name one, as .*seed-3"):
-        read(tmp_path)
     (tmp_path / "run.json").write_text("[1")
     with pytest.raises(UsageError, match="cannot be read"):
         read(tmp_path)

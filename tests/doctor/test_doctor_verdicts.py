@@ -101,7 +101,7 @@ def test_a_run_is_judged_by_what_its_student_learned(
     alone = scores.get("baseline", 0.0)
     assert ("no gain shown over the student alone" in found.verdict) == (state == "unknown")
     assert found.verdict.startswith("the run failed") == (state == "bad")
-    told = "limbeck run kd --world digits --steps 120"
+    told = "limbeck run kd --world digits --epochs 8"
     if state in ("good", "unknown"):
         assert blamed(found) == {}
         told = "limbeck run kd --world digits --epochs 4 --seeds 3 --baseline"

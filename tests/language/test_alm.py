@@ -8,10 +8,13 @@ import pytest
 import torch
 from toys import CONTEXT, VOCAB, task, texts
 
+import limbeck
+from limbeck.core.crowd import Crowd
 from limbeck.core.data import Batch, Epochs, Table
 from limbeck.core.run import Run
 from limbeck.core.signals import Dense, Head, Linear
 from limbeck.core.task import Budget, Optimiser
+from limbeck.core.teacher import Setting
 from limbeck.core.text.encode import both
 from limbeck.core.text.facts import Text
 from limbeck.core.text.places import IGNORED
@@ -23,6 +26,7 @@ from limbeck.language.alm.balance import GradMag, last_layer
 from limbeck.language.alm.bias import Ends, Unbiased, biased_pairs, excess, is_biased, keys_of
 from limbeck.language.alm.chunks import Tokens, closing, latent, merged, read, sides, windows
 from limbeck.language.alm.divergence import EPS, compared, log1mexp
+from limbeck.language.alm.hyper import put, taken
 from limbeck.language.alm.pieces import Pieces
 from limbeck.language.alm.transfer import fvt, transfer
 
@@ -723,6 +727,77 @@ def test_embeddings_are_made_in_a_run():
     for name, i in text.other.get_vocab().items():
         if name in vocab:
             assert torch.allclose(ours[vocab[name]], theirs[i], atol=1e-5)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_a_network_that_makes_embeddings_begins_with_them_and_leaves_what_it_made(tie):
+    model, ids = llama(30, tie=tie), torch.tensor([[3, 7, 11]])
+    names, before = list(model.state_dict()), model.get_input_embeddings().weight.detach().clone()
+    own = model(ids).logits
+    put(model, torch.Generator().manual_seed(0))
+    assert torch.equal(model(ids).logits, own)
+    made = model.get_input_embeddings().parametrizations.weight[0]
+    head = model.get_output_embeddings().parametrizations.weight[0]
+    assert (made is head) == tie
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    w = {n: p.detach().double() for n, p in made.named_parameters()}
+    for i in (0, 11, 29):  # row by row
+        row = before[i].double()
+        x = (row - before.double().mean(0)) / before.double().std(0, correction=0) + w["place"]
+        inner = w["inner.weight"] @ x + w["inner.bias"]
+        gelu = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
+        h = x + w["outer.weight"] @ gelu + w["outer.bias"]
+        h = (h - h.mean()) / h.std(correction=0) * w["norm.weight"] + w["norm.bias"]
+        out = w["last.weight"] @ h + w["last.bias"]
+        slow = row + out * before.double().std(0, correction=0)
+        found = model.get_input_embeddings().weight[i]
+        torch.testing.assert_close(found.double(), slow, rtol=1e-4, atol=1e-4)
+    loss = model(ids).logits.square().sum()
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in made.parameters())
+    after = model(ids).logits
+    taken(model)
+    assert list(model.state_dict()) == names
+    assert torch.equal(model(ids).logits, after)
+    assert not torch.equal(after, own)
+    same = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert same == tie
+
+
+def test_a_run_in_which_a_network_makes_the_embeddings():
+    """All rows move along, those of tokens that no text has too; the model is the user's own."""
+    plain, made = (ran(ALM(hyper=h), world(steps=4)).model for h in (False, True))
+    assert list(plain.state_dict()) == list(made.state_dict())
+    begun = llama(300).get_input_embeddings().weight
+    one, other = (m.get_input_embeddings().weight.detach() for m in (plain, made))
+    seen = world(steps=1).train["x"]["ids"].unique().tolist()
+    never = [i for i in range(300) if i not in seen]
+    assert len(never) > 200
+    moved = torch.stack([(w - begun).abs().max(1).values for w in (one, other)])[:, never]
+    assert not torch.equal(one, other)
+    assert bool((moved[1] > 1e-5).all())
+
+
+def test_models_brought_to_one_tokenizer_are_an_ensemble():
+    """A Crowd's signal at each place is the mean of its members' probabilities, and teaches."""
+    one, other = llama(VOCAB, seed=1), llama(VOCAB, seed=2)
+    made = task(steps=2, teacher=Crowd((one, other), weights=(3.0, 1.0)))
+    setting = Setting(reader=Causal(VOCAB))
+    here = Batch(**texts(4))
+    shown = made.the_teacher().attach(setting).side(here, None).signal
+    with torch.no_grad():
+        x = {"input_ids": here.x["ids"], "attention_mask": here.x["mask"]}
+        p, q = (m(**x).logits.softmax(-1) for m in (one, other))
+    wide = shown.shape[1]  # without what is padding in every row
+    there = here.x["mask"].bool()[:, :wide]
+    mean = (0.75 * p + 0.25 * q)[:, :wide][there]
+    torch.testing.assert_close(shown.log_p().exp()[there], mean, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UsageError, match="mixed in probability by fixed weights"):
+        _ = Crowd((one, other), mix="log").attach(setting).side(here, None).signal
+    result = limbeck.run("gkd", made, own=0.0)
+    assert result.model is not None
 
 
 def test_tokenizers_that_are_not_known():

@@ -12,11 +12,13 @@ import limbeck  # noqa: E402
 from limbeck.cli import main  # noqa: E402
 from limbeck.core.data import Table  # noqa: E402
 from limbeck.core.evaluate import evaluating, measure  # noqa: E402
+from limbeck.core.run import Run  # noqa: E402
 from limbeck.core.text.generate import beams  # noqa: E402
 from limbeck.core.text.places import IGNORED  # noqa: E402
 from limbeck.core.text.seq2seq import Seq2Seq, pairs  # noqa: E402
 from limbeck.errors import UsageError  # noqa: E402
 from limbeck.language import task  # noqa: E402
+from limbeck.language.uld.answers import Answers  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("language_kinds")
 
@@ -227,7 +229,7 @@ def test_hidden_tokens_are_fixed_where_models_are_scored_and_drawn_anew_where_th
     ("teacher", "student", "rows", "said"),
     [
         ("t5", "truncate:1", PLAIN, "row 0 has text, and an encoder-decoder is taught on prompts"),
-        ("t5", "bart", ROWS, "another tokenizer than the student bart, and only causal models"),
+        ("bart", "t5", PLAIN, "row 0 has text, and an encoder-decoder is taught on prompts"),
         ("t5", "bert", PLAIN, "the teacher 't5' is a seq2seq model"),
         ("bert", "truncate:1", ROWS, "plain texts, and these are answers"),
         ("bert", "t5", PLAIN, "for a seq2seq one"),
@@ -237,6 +239,159 @@ def test_what_cannot_be(place, teacher, student, rows, said):
     student = student if ":" in student else str(place / student)
     with pytest.raises(UsageError, match=said):
         task(str(place / teacher), student, rows, context=16)
+
+
+LETTERS = ["<pad>", "</s>", "<unk>", *" \nefghinorstuvwx"]
+
+
+def letters(pairs=()):
+    """A causal model of letters, and pairs of them, with its tokenizer."""
+    table = {c: i for i, c in enumerate([*LETTERS, *map("".join, pairs)])}
+    words = tokenizers.Tokenizer(tokenizers.models.BPE(table, list(pairs), unk_token="<unk>"))
+    words.decoder = tokenizers.decoders.Fuse()
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = transformers.LlamaConfig(
+        vocab_size=len(table), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=None,
+        eos_token_id=1, initializer_range=0.5,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    model = transformers.LlamaForCausalLM(config)
+    return model, transformers.PreTrainedTokenizerFast(tokenizer_object=words, **names)
+
+
+def spoken(made, part, side, n=12):
+    """What is trained on on a side, without white space, which these tokenizers drop or keep."""
+    text = made.data["text"]
+    words, ids = (text.other, "t_ids") if side else (text.tokenizer, "ids")
+    told = part["x"]["t_wanted"] if side else part["y"][:, 1:] != IGNORED
+    rows = [part["x"][ids][b, 1:][told[b, : part["x"][ids].shape[1] - 1]] for b in range(n)]
+    return ["".join(words.decode(r, skip_special_tokens=True).split()) for r in rows]
+
+
+def telling():
+    """A T5 that answers, and not always the same."""
+    torch.manual_seed(1)
+    model = t5(2)
+    model.lm_head.weight.data = torch.randn(20, 16)  # tied: the embeddings too
+    return model, tokenizer("t5")
+
+
+KINDS = [("letters", "t5"), ("t5", "bart"), ("t5", "letters"), ("letters", "bart")]
+FEW = [
+    {"prompt": WORDS[i], "response": " ".join(WORDS[(i * k + k) % 10] for k in (2, 3))}
+    for i in range(10)
+] * 3
+
+
+def between(place, teacher, student):
+    first = {"letters": letters, "t5": telling}[teacher]()
+    second = letters() if student == "letters" else str(place / student)
+    return task(first, second, FEW, context=32)
+
+
+@pytest.mark.parametrize(("teacher", "student"), KINDS)
+def test_both_sides_read_the_same_answers_whatever_they_are(place, teacher, student):
+    made = between(place, teacher, student)
+    assert any("their tokens are not aligned" in note for note in made.notes)
+    said = spoken(made, made.train, "")
+    assert said == spoken(made, made.train, "t_")
+    assert set(said) <= {"".join(row["response"].split()) for row in FEW}
+    x, model = {n: v[:6] for n, v in made.train["x"].items()}, made.the_teacher().module.eval()
+    reader = made.readers["teacher"]
+    with evaluating(model):
+        shown = reader.view(model, reader(x))["signal"].log_p()
+        if teacher == "t5":
+            own = {"input_ids": x["t_source_ids"], "attention_mask": x["t_source_mask"]}
+            own |= {"decoder_input_ids": x["t_ids"], "decoder_attention_mask": x["t_mask"]}
+        else:
+            own = {"input_ids": x["t_ids"], "attention_mask": x["t_mask"]}
+        logits = model(**own).logits[..., : reader.vocab]
+    there = x["t_wanted"][:, : shown.shape[1]]
+    torch.testing.assert_close(
+        shown[there], logits.log_softmax(-1)[:, : shown.shape[1]][there], rtol=1e-4, atol=1e-4
+    )
+
+
+def answered(made, model, kind, b, new):
+    """The teacher's answer to a row by one whole pass for each token, and its tokenizer."""
+    text = made.data["text"]
+    side, words = ("t_", text.other) if text.other else ("", text.tokenizer)
+    x, more = {n: v[b : b + 1] for n, v in made.train["x"].items()}, {}
+    if kind == "t5":
+        ids, name = [0], "decoder_input_ids"
+        more = {"input_ids": x[f"{side}source_ids"][:, x[f"{side}source_mask"][0].bool()]}
+    else:
+        ids, name = x["t_ids"][0, : 1 + int(x["t_wanted"][0].nonzero()[0])].tolist(), "input_ids"
+    start = len(ids)
+    while len(ids) < start + new and 1 not in ids[start:]:
+        with torch.no_grad():
+            z = model(**more, **{name: torch.tensor([ids])}).logits[0, -1, : len(words)]
+        ids.append(int(z.argmax()))
+    return ids[start:], words
+
+
+@pytest.mark.parametrize(("teacher", "student"), [*KINDS, ("t5", "t5")])
+def test_uld_on_answers_that_the_teacher_writes(place, teacher, student):
+    made, seen = between(place, teacher, student), set()
+    model, own = made.the_teacher().module.eval(), made.data["text"].tokenizer
+    with Run(made, seed=0):
+        found = Answers(made.data["text"], 6, 8)(made.the_teacher(), made.train, "write")
+    assert bool(found["changed"].all())
+    for b in range(10):
+        said, words = answered(made, model, teacher, b, 6)
+        seen.add(tuple(said))
+        if teacher != student:
+            told = found["x"]["t_wanted"][b].nonzero()[:, 0] + 1
+            assert found["x"]["t_ids"][b, told].tolist() == said
+            text = words.decode([i for i in said if i != 1], skip_special_tokens=True)
+            said = own(text, add_special_tokens=False)["input_ids"] + [1] * (said[-1] == 1)
+        y = found["y"][b]
+        first = int((made.train["y"][b] != IGNORED).nonzero()[0])
+        assert y[y != IGNORED].tolist() == said[: 32 - first]
+        assert torch.equal(found["x"]["ids"][b, :first], made.train["x"]["ids"][b, :first])
+        assert bool((y[:first] == IGNORED).all())
+    assert len(seen) > 1
+    result = limbeck.run("uld", made, answers="teacher", new=6)
+    assert result.model.config.is_encoder_decoder == (student != "letters")
+
+
+def test_plain_texts_are_gone_on_from_one_place_on_both_sides():
+    teacher, student = letters([("e", "n"), ("o", "n"), ("t", "h")]), letters([("e", " ")])
+    made = task(teacher, student, PLAIN, context=32)
+    with Run(made, seed=0):
+        found = Answers(made.data["text"], 6, 5)(made.the_teacher(), made.train, "write")
+    starts, sizes, long = [], set(), (made.train["x"]["mask"].sum(1) >= 8).tolist()
+    assert sum(long) > 15
+    for b in range(30):
+        both = []
+        for words, side in ((student[1], ""), (teacher[1], "t_")):
+            there = found["x"][f"{side}mask"][b].bool()
+            ids = found["x"][f"{side}ids"][b][there]
+            y = found["y"][b] if not side else ids.clone()
+            if side:
+                told = found["x"]["t_wanted"][b]
+                y[1:] = torch.where(told[: len(ids) - 1], ids[1:], IGNORED)
+                y[0] = IGNORED
+                sizes.add(int((y != IGNORED).sum()))
+            y = y[: len(ids)]
+            parts = (ids[y == IGNORED], ids[y != IGNORED])
+            both.append([words.decode(part, skip_special_tokens=True) for part in parts])
+            starts.append(int((y == IGNORED).sum()))
+        assert both[0] == both[1]
+        assert PLAIN_TEXT.count(both[0][0]) > 0
+    assert max(sizes) == 6
+    assert min(starts[2 * b] for b in range(30) if long[b]) >= 5
+    assert starts[::2] != starts[1::2]
+    assert limbeck.run("uld", made, answers="teacher", new=6, least=5).model is not None
+
+
+PLAIN_TEXT = "\n".join(PLAIN)
+
+
+def test_what_is_not_aligned_is_refused_by_alm(place):
+    with pytest.raises(UsageError, match="the tokens of the two are not aligned"):
+        limbeck.run("alm", between(place, "letters", "t5"), merge="none", append_space=False)
 
 
 def test_methods_for_other_kinds_say_so(place):

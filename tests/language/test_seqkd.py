@@ -541,7 +541,7 @@ def test_searches_are_no_larger_than_memory_allows(monkeypatch):
         ({"teacher": None}, {"first": "none"}, "this teacher is a Nobody"),
         ({"teacher": torch.nn.Linear(2, 2)}, {}, "a Linear has none"),
         ({"teacher": "pair"}, {}, "the teacher is an encoder-decoder, and the data"),
-        ({"other": object()}, {}, "has another tokenizer"),
+        ({"other": range(9)}, {}, "has another tokenizer"),
         ({}, {"new": CONTEXT}, f"context of {CONTEXT}"),
         ({"precision": "fp16"}, {"prune": 0.5}, "fp16's loss scaling"),
     ],

@@ -1,9 +1,14 @@
 """A teacher behind an OpenAI-compatible server: what it shows, what it costs, how it fails."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -272,6 +277,43 @@ def wrong(value):
     return change
 
 
+KILLED = """
+import os, signal, sys, torch
+from transformers import AutoTokenizer
+from limbeck.core import answers
+from limbeck.core.text.served import served
+real, count = answers.Store.write, [0]
+def write(self, answers):
+    count[0] += 1
+    if count[0] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)  # the answer is here, and not yet on the disk
+    real(self, answers)
+answers.Store.write = write
+words = AutoTokenizer.from_pretrained(sys.argv[2])
+rows = torch.tensor(eval(sys.argv[3]))
+box = served(sys.argv[1], "tiny", words, rows[0].tolist(), batch=2)
+box.ask({"input_ids": rows, "attention_mask": torch.ones_like(rows)})
+"""
+
+
+def test_killed_between_a_request_and_its_keeping_it_asks_again_once(place, server):
+    """A look of two requests, then two of two texts: the last was answered, lost, and is redone."""
+    rows = torch.tensor([ids_of(place, text)[:12] for text in TEXTS[:4]])
+    command = [server.url, str(place.folder / "teacher"), str(rows.tolist())]
+    env = {**os.environ, "PYTHONPATH": str(Path(limbeck.__file__).parents[1])}
+    child = subprocess.run([sys.executable, "-c", KILLED, *command], env=env, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert [len(body["prompt"]) for body in server.posts] == [1, 1, 2, 2]
+    box = served(server.url, "tiny", place.words, rows[0].tolist(), batch=2)
+    inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+    found = box.ask(inputs)
+    assert len(server.posts) == 5
+    assert server.posts[4] == server.posts[3]
+    torch.testing.assert_close(found["truth"][:, :-1], expected(place, inputs)[3])
+    box.ask(inputs)
+    assert len(server.posts) == 5
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -323,6 +365,49 @@ def test_another_vocabulary_is_seen(place, server):
         served(server.url, "tiny", tokenizer(262), ids_of(place))
     names = Names(place.words)
     assert [names.id_of(t) for t in ("token_id:5", "token_id:300", "token_id:9999")] == [5, -1, -1]
+
+
+class Swapped:
+    """The model's own tokenizer but for two tokens, which have each other's texts."""
+
+    def __init__(self, words, one, two):
+        self.words, self.change = words, {one: two, two: one}
+
+    def decode(self, ids):
+        return self.words.decode([self.change.get(i, i) for i in ids])
+
+    def convert_ids_to_tokens(self, token):
+        return self.words.convert_ids_to_tokens(self.change.get(token, token))
+
+
+@pytest.mark.parametrize("names", ["numbers", "decoded", "written"])
+def test_a_tokenizer_that_shares_most_ids_is_refused(place, server, names):
+    """Of 300 tokens two differ; one is in the first text or of those from all over, or comes up."""
+    server.names, own = names, place.words
+    mixed = r"reads them by another \('(.*)' for '(.*)'\); name the tokenizer of tiny"
+    first, (later,), (rare,) = ids_of(place)[3], own("runs")["input_ids"], own("ju")["input_ids"]
+    spread = next(i for i in Names(own).spread(32) if i not in ids_of(place)[:32])
+    assert not {later, rare} & {*ids_of(place)[:32], *Names(own).spread(32)}
+    for token in (first, spread):
+        server.words = Swapped(own, token, rare)
+        with pytest.raises(UsageError, match=mixed):
+            teacher(place, server)
+    if names == "numbers":  # then it never says again how it reads them
+        return
+    server.words = Swapped(own, later, rare)
+    box = teacher(place, server)
+    row = torch.tensor([[*own("the fox")["input_ids"], later, later]])
+    with pytest.raises(UsageError, match=mixed):
+        box.ask({"input_ids": row, "attention_mask": torch.ones_like(row)})
+
+
+def test_tokens_from_all_over_a_vocabulary(place):
+    found = Names(place.words).spread(32)
+    assert 20 <= len(found) <= 32
+    assert found == sorted(set(found))
+    assert found[0] < 60
+    assert found[-1] > 260
+    assert all("\ufffd" not in place.words.decode([i]) for i in found)
 
 
 def test_its_words():

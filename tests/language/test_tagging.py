@@ -216,7 +216,8 @@ def test_adapters_train_beside_a_whole_head(place):
 
 def test_methods_that_write_say_what_runs(place):
     made = task(str(place / "tagger"), "truncate:1", ROWS, context=32)
-    for key, fields in (("kd", {}), ("gkd", {"own": 0.5}), ("seqkd", {}), ("distilbert", {})):
+    some = (("kd", {}), ("gkd", {"own": 0.5}), ("seqkd", {}), ("distilbert", {}), ("ban", {}))
+    for key, fields in (*some, ("sla", {}), ("rkd", {})):  # whose need is of the student's logits
         with pytest.raises(UsageError, match=r"tag words; run gkd with own=0"):
             limbeck.run(key, made, **fields)
 
@@ -245,5 +246,25 @@ def test_other_faults_of_the_data(place):
     pair = (bert(1, ("P", "Q")), tokenizer())
     with pytest.raises(UsageError, match="has 2 tags and the data 3"):
         task(str(place / "tagger"), pair, ROWS, context=32)
+    for names, said in (
+        (NAMES[::-1], "student '.*' has the data's tags in another order"),
+        (("P", "Q", "R"), r"student '.*' has other tags than the data \(P, Q, R\)"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            task(str(place / "tagger"), (bert(1, names), tokenizer()), ROWS, context=32)
+    (place / "made.py").write_text(
+        "from transformers import AutoTokenizer, BertForTokenClassification\n"
+        "def make():\n"
+        f"    made = BertForTokenClassification.from_pretrained({str(place / 'turned')!r})\n"
+        f"    made.tokenizer = AutoTokenizer.from_pretrained({str(place / 'turned')!r})\n"
+        "    return made\n",
+        "utf-8",
+    )
+    with pytest.raises(UsageError, match="has the data's tags in another order"):
+        task(str(place / "tagger"), f"{place / 'made.py'}:make", ROWS, context=32)
+    nameless = (bert(1, [f"LABEL_{i}" for i in range(3)]), tokenizer())
+    assert task(str(place / "tagger"), nameless, ROWS, context=32).about["names"] == [*NAMES]
+    turned = task((bert(1, NAMES[::-1]), tokenizer()), nameless, ROWS, context=32)
+    assert turned.about["names"] == [*NAMES[::-1]]  # a teacher's order is the data's
     with pytest.raises(UsageError, match="a tagger model, and these texts have no labels"):
         task(str(place / "tagger"), "truncate:1", [" ".join(said) for said in SAID])

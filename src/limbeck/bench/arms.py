@@ -105,6 +105,7 @@ def budget(usual: Any, changes: Mapping[str, float]) -> Any:
 
 def measured(job: Job, task: Any, result: Any) -> float:
     """The trial's number of a result, on `valid` or `test`."""
+    from limbeck.bench import measures
     from limbeck.core.data import Table, reader_of
     from limbeck.core.evaluate import measure
 
@@ -115,10 +116,8 @@ def measured(job: Job, task: Any, result: Any) -> float:
         own = defined(key)[number - 1].measure
         assert own is not None
         return float(own(task, result, job.on))
-    if job.measure == "agreement":
-        from limbeck.bench.measures import agreement
-
-        return agreement(task, result, job.on)
+    if job.measure in measures.NAMED:
+        return measures.NAMED[job.measure](task, result, job.on)
     if result.model is None:
         raise UsageError(
             f"{job.setting} gives no model, so the world's score cannot be its measure; define a "

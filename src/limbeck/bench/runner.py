@@ -8,6 +8,7 @@ Both skip what is stored and was measured with the code as it is.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +37,12 @@ class Pool(Protocol):
 
 def home_of(trial: Defined, job: Job) -> str:
     """The file of a job's row: the shared arm's, or the method's."""
-    return job.arm if job.arm in SHARED and job.owner is None else trial.key
+    return job.arm if is_shared(job) else trial.key
+
+
+def is_shared(job: Job) -> bool:
+    """Whether the job is of an arm that all trials share; a measure of one's own is not shared."""
+    return job.arm in SHARED and job.owner is None
 
 
 def jobs_of(trial: Defined, arm: str, setting: str, seeds: Iterable[int], on: str) -> list[Job]:
@@ -142,11 +148,18 @@ def _run(
                 f"{job.setting} on {job.world} with seed {job.seed} failed: {value}; rows that "
                 "were measured are kept"
             ) from value
-        definition = {"definition": trial.hash, "number": trial.number}
-        row = {**job.place, **value, **definition, "source": source_of(job), **stamp}
+        own = {"definition": trial.hash, "number": trial.number}
+        told = {"definition": shared(job), "number": 0} if is_shared(job) else own
+        row = {**job.place, **value, **told, "source": source_of(job), **stamp}
         store.add(home_of(trial, job), row)
         name = f"{value['value']:.4f} {job.measure} on {job.on}"
         say(f"{trial.key} {done}/{len(jobs)}: {job.setting} seed {job.seed}: {name}")
+
+
+def shared(job: Job) -> str:
+    """A digest of what defines a shared arm: what is tried, where, and what is measured."""
+    facts = (job.arm, SHARED[job.arm], job.world, job.budget, job.measure)
+    return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 
 def unchanged(trial: Defined, store: Store) -> None:

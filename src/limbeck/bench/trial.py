@@ -32,7 +32,7 @@ TUNING_SEEDS = (1, 2)
 _FIRST_SEED = 1000
 """The first definition reports seeds from here on, the second from twice as much, and so on."""
 
-STANDARD = ("score", "agreement")
+STANDARD = ("score", "agreement", "reverse_kl")
 """Measures that every trial may name; any other is a function in its file."""
 
 
@@ -50,8 +50,9 @@ class Trial:
         against: the arms that the claim names. It is *shown* if the method does better than each.
         beside: arms that are measured and told, and do not decide.
         measure: "score" (the world's own), "agreement" (the share of answers that are the
-            teacher's), or the name of a function in the file, `f(task, result, on) -> float`, with
-            `on` "valid" or "test".
+            teacher's), "reverse_kl" (of the student's own texts to the teacher's distribution), or
+            the name of a function in the file, `f(task, result, on) -> float`, with `on` "valid" or
+            "test".
         better: the direction.
         seeds: how many are reported.
         budget: of all arms, instead of the world's: `epochs`, `steps`, `batch`.
@@ -134,17 +135,19 @@ class Defined:
 
 
 def bare(source: str) -> str:
-    """The code of a text without comments, docstrings and layout."""
+    """The code of a text without comments, docstrings, layout and what only tells of it: cards."""
     tree = ast.parse(inspect.cleandoc(source) if source[:1].isspace() else source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            kept = [n for n in body if not _is_text(n)]
+            kept = [n for n in body if not _only_tells(n)]
             node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
     return ast.dump(tree)
 
 
-def _is_text(node: ast.AST) -> bool:
+def _only_tells(node: ast.AST) -> bool:
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id in ("CARD", "EXEMPT")
     value = node.value if isinstance(node, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 

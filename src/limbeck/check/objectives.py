@@ -108,7 +108,8 @@ def edges(case: Case) -> Iterator[str]:
     yield from _examined(case, "edges")
     train = case.task().train
     if isinstance(train, tuple) and len(train) > 1 and case.task().count_classes():
-        keep = train[1] != 0
+        y = train[1]
+        keep = y != 0 if y.dim() == 1 else y[:, 0] == 0  # of several labels none may be the first
         some = case.task(train=tuple(c[keep] for c in train), classes=case.task().count_classes())
         try:
             case.brief(task=some)

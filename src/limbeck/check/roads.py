@@ -12,9 +12,9 @@ import torch
 from limbeck.check.case import Case, NotApplicable
 from limbeck.check.look import close
 from limbeck.check.objectives import fits_of
-from limbeck.check.seen import Seen
 from limbeck.core.cache import CacheWriter
 from limbeck.core.data import reader_of
+from limbeck.core.looking import asking
 from limbeck.core.method import Objective
 from limbeck.core.objectives import Labels, NextTokens, Sum
 from limbeck.core.tables import Table
@@ -38,7 +38,7 @@ def cached(case: Case) -> Iterator[str]:
     if seen.passes.teacher.asked - asked or seen.changed:
         raise NotApplicable("it shows the teacher other inputs, or looks at it as a module")
     folder = case.folder / "cache"
-    _write(task, given, sorted(asked), folder, seen)
+    _write(task, given, sorted(asked), folder)
     live = case.first(taught=True)
     try:
         other = case.first(task=case.task(teacher=Cached(folder, given.module)), taught=True)
@@ -55,22 +55,22 @@ def cached(case: Case) -> Iterator[str]:
             yield f"after a step with a cached teacher, '{name}' is another"
 
 
-def _write(task: Task, given: Frozen, names: list[str], folder: Path, seen: Seen) -> None:
+def _write(task: Task, given: Frozen, names: list[str], folder: Path) -> None:
     table, reader = Table(task.train), reader_of(task.readers, "teacher")
     paths = {n: p[0] for n, p in task.taps.items()}
-    live = given.attach(Setting(paths, reader))
     made = fingerprint_of(given.module, table, reader)
-    try:
-        with CacheWriter(folder, made, len(table)) as writer, torch.no_grad():
-            for batch in table.chunks(64):
-                side = live.side(batch, seen.passes.clock(0))
-                entries = {n: getattr(side, n) for n in names}
-                lists = [n for n, v in entries.items() if not isinstance(v, torch.Tensor)]
-                if lists:
-                    raise NotApplicable(f"a cache holds tensors, and '{lists[0]}' is a list")
-                writer.write(batch.index, entries)
-    finally:
-        live.close()
+    with (
+        asking(given, Setting(paths, reader), table) as view,
+        CacheWriter(folder, made, len(table)) as writer,
+        torch.no_grad(),
+    ):
+        for batch in table.chunks(64):
+            side = view(batch)
+            entries = {n: getattr(side, n) for n in names}
+            lists = [n for n, v in entries.items() if not isinstance(v, torch.Tensor)]
+            if lists:
+                raise NotApplicable(f"a cache holds tensors, and '{lists[0]}' is a list")
+            writer.write(batch.index, entries)
 
 
 def _shown(of: Objective, text: bool) -> Objective:

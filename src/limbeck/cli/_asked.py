@@ -29,6 +29,7 @@ _MORE = {
     "rank": None,
 }
 _TEXT = ("context", "rank")  # flags of the room language alone
+_LISTS = ("blocks", "attention")  # entries of a view that are read at several places
 _AUGMENT = ("none", "flip", "crop", "crop,flip", "flip,crop")
 
 
@@ -136,17 +137,25 @@ def _files(request: dict[str, Any]) -> list[str]:
     return sorted({file for file in found if file.endswith(".py")})
 
 
-def _taps(words: Iterable[str]) -> dict[str, list[str]]:
+def _taps(words: Iterable[str]) -> dict[str, list[list[str] | str | None]]:
     taps = {}
     for word in words:
         name, eq, paths = word.partition("=")
-        both = paths.split(",")
-        if not eq or not name or len(both) != 2 or not all(both):
+        both = [side.split("+") if side else [] for side in paths.split(",")]
+        if not eq or not name or len(both) != 2 or not any(both) or not all(map(all, both)):
             raise UsageError(
                 f"--taps has '{word}'; write NAME=PATH,PATH: the place in the teacher, then in the "
-                "student, as mid=layer3,features.7"
+                "student, as mid=layer3,features.7; several places are joined, as in "
+                "blocks=layer1+layer2,features.3+features.7, and a side that is not read is left "
+                "out, as in blocks=,features.3+features.7"
             )
-        taps[name] = both
+        if name not in _LISTS and max(map(len, both)) > 1:
+            lists = " and ".join(f"'{n}'" for n in _LISTS)
+            raise UsageError(
+                f"--taps has '{word}', and '{name}' is read at one place of a side; of several are "
+                f"{lists}"
+            )
+        taps[name] = [side if name in _LISTS and side else "+".join(side) or None for side in both]
     return taps
 
 

@@ -62,8 +62,9 @@ def add_task(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=T,S",
         nargs="+",
         action="extend",
-        help="where a method reads inside teacher and student: mid=layer3,features.7 (the task's, "
-        "or a guess that is told)",
+        help="where a method reads inside teacher and student: mid=layer3,features.7, several "
+        "places as blocks=layer1+layer2,features.3+features.7 (the task's, or a guess that is "
+        "told)",
     )
     add("--device", metavar="D", help="cpu, cuda, ... (a GPU where there is one)")
 

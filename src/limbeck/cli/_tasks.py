@@ -26,7 +26,7 @@ _MAKERS = {
 }
 """Who makes tasks of models and data: a function `task` in each."""
 
-_TAPPED = ("mid", "feature", "embedding")
+_TAPPED = ("mid", "feature", "embedding", "blocks")
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,25 @@ def task_of(request: dict[str, Any]) -> Task:
     task = replace(task, budget=replace(task.budget, **given), taps={**task.taps, **taps})
     if method is None:
         return task
-    if unread := [name for name in taps if name not in read]:
-        there = " and ".join(f"'{name}'" for name in _TAPPED if name in read) or "nothing"
+    names = _names(read)
+    if unread := [name for name in taps if name not in names]:
+        there = " and ".join(f"'{name}'" for name in _TAPPED if name in names) or "nothing"
         told = f"--taps {' '.join(unread)}: the method does not read it; inside the models it reads"
         task = replace(task, notes=(*task.notes, f"{told} {there}"))
     return with_taps(task, read) if request["own"] else task
 
 
 def _read(method: str, given: dict[str, Any]) -> set[str]:
-    """The entries of a view that a method reads; those of a method inside it, too."""
-    from limbeck.core.method import Objective
+    """What a method reads, as on a card: "mid" of both sides, "student:blocks" of one.
 
-    made = method_of(method, given)
-    needs = made.asks() if isinstance(made, Objective) else made.card.needs
-    return {n.name for need in parse_needs(needs) for some in need for n in some}
+    What a method inside it reads is there, too.
+    """
+    needs = parse_needs(method_of(method, given).asks())
+    return {str(n) for need in needs for some in need for n in some}
+
+
+def _names(needs: Iterable[str]) -> set[str]:
+    return {need.rpartition(":")[2] for need in needs}
 
 
 def method_of(method: str, given: dict[str, Any]) -> Method:
@@ -111,17 +116,21 @@ def _made(own: dict[str, Any]) -> Task:
 
 def with_taps(task: Task, entries: Iterable[str]) -> Task:
     """The task with proposed taps for those of these entries that need one and have none."""
-    missing = [name for name in _TAPPED if name in set(entries) and name not in task.taps]
+    missing = {e for e in entries if _names([e]) <= {*_TAPPED} - {*task.taps}}
     if not missing:
         return task
     from limbeck.core.layout import propose
 
     taps = propose(task, missing)
-    pairs = {n: paths for n, paths in taps.items() if None not in paths}  # of two modules
-    told = " ".join(f"{name}={','.join(map(str, paths))}" for name, paths in pairs.items())
+    told = " ".join(f"{name}={','.join(map(_told, paths))}" for name, paths in taps.items())
     note = f"the models are read inside, at a guess that --taps can change: --taps {told}"
-    notes = (*task.notes, note) if pairs else task.notes
+    notes = (*task.notes, note) if taps else task.notes
     return replace(task, taps={**task.taps, **taps}, notes=notes)
+
+
+def _told(path: str | list[str] | None) -> str:
+    """A path as --taps takes it."""
+    return "+".join(path) if isinstance(path, list) else path or ""
 
 
 def load_task(where: str) -> Task:

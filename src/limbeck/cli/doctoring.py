@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.cli import _flags as flags
 from limbeck.cli import _records as records
 from limbeck.cli import _tasks as tasks
+from limbeck.cli import _verdict as verdict
 from limbeck.cli._asked import without
 from limbeck.cli._parser import Parser
 from limbeck.core.card import call
@@ -22,7 +21,7 @@ from limbeck.registry import Entry, find
 
 if TYPE_CHECKING:
     from limbeck.core.task import Task
-    from limbeck.doctor import Diagnosis, Finding
+    from limbeck.doctor import Diagnosis
 
 __all__ = ["doctor"]
 
@@ -32,14 +31,6 @@ a run. It asks both sides, and trains for a few steps in memory (seconds for sma
 minutes for large ones without a GPU); nothing is written. The worst comes first, with what to
 do about it."""
 _METHOD = "before a run: the method, with values if wanted: kd, \"kd(tau=8)\" (kd)"  # fmt: skip
-_STYLES = {
-    "bad": "bold red",
-    "watch": "yellow",
-    "follows": "dim",
-    "unknown": "dim",
-    "good": "green",
-}
-_NAME = 14  # letters of the longest finding's name, and some space
 
 
 def _parser(entry: Entry | None) -> Parser:
@@ -55,7 +46,7 @@ def _parser(entry: Entry | None) -> Parser:
         usage="[DIR] [options]",
     )
     add = parser.add_argument
-    add("folder", metavar="DIR", nargs="?", help="a run's folder, finished or not")
+    add("folder", metavar="DIR", nargs="?", help="a run's folder, finished or not, or of its seeds")
     add("--method", metavar="KEY", help=_METHOD)
     add("--seed", type=int, default=0, metavar="N", help="of the short fits, before a run (0)")
     told = "steps of each short fit (60, or fewer where steps are slow)"
@@ -76,14 +67,14 @@ def doctor(argv: list[str]) -> int:
     args = _parser(entry).parse_args(argv)
     if args.folder is not None:
         _refuse_a_method(args.folder)
-        found, command = _after(args, argv)
+        found, command, which = _after(args, argv)
     else:
-        found, command = _before(args, argv, entry, values)
-    then = _next(found, command, args.folder is not None)
+        (found, command), which = _before(args, argv, entry, values), ""
+    then = verdict.following(found, command, args.folder is not None)
     if args.json:
-        print(json.dumps({**found.as_dict(), "next": then}))
+        print(json.dumps({"of": which, **found.as_dict(), "next": then}))
     else:
-        _show(found, then)
+        verdict.show(found, then, which)
     return 0
 
 
@@ -156,8 +147,8 @@ def _tell_requests(task: Task | None, say: Callable[[str], None]) -> None:
         say(f"{asked} request{'s' * (asked != 1)} to the teacher")
 
 
-def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[str]]:
-    """A run by its folder, with its models where they can be had again."""
+def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[str], str]:
+    """A run by its folder, with its models where they can be had again; and which run it is."""
     known = {args.folder, "--json", "--probe-steps", str(args.probe_steps)}
     other = [w for w in argv if w.startswith("-") and w.partition("=")[0] not in known]
     if other:
@@ -167,8 +158,9 @@ def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[s
         raise Missing(f"there is no folder {folder}; name a run's folder")
 
     flags.load_torch()
-    from limbeck.doctor import diagnose, read
+    from limbeck.doctor import chosen, diagnose, read
 
+    whole, (folder, which) = folder, chosen(folder)
     told = read(folder)
     say = _say(args.json)
     request = told.told.get("request") or {}
@@ -192,59 +184,6 @@ def _after(args: argparse.Namespace, argv: list[str]) -> tuple[Diagnosis, list[s
         say=say,
     )
     _tell_requests(task, say)
-    return found, command
-
-
-def _next(found: Diagnosis, command: Sequence[str], after: bool) -> str:
-    """What to do now: the worst finding's command or advice, then whatever teaches more.
-
-    Of a healthy task that is the run; of a run that leaves no question it is nothing.
-    """
-    faults = [f for f in found.findings if f.state in ("bad", "watch")]
-    if faults:
-        first = next((f for f in faults if f.name != "run"), faults[0])  # before what it led to
-        return first.command or first.advice
-    more = next((f for f in found.findings if f.command), None)
-    more = more or next((f for f in found.findings if f.advice), None)
-    if more is not None:
-        return more.command or more.advice
-    if after:
-        return "nothing need be done"
-    from limbeck.doctor.words import again
-
-    return again(command, {})
-
-
-def _show(found: Diagnosis, after: str) -> None:
-    """The verdict on the terminal, in colours where it has them."""
-    from rich.console import Console
-    from rich.text import Text
-
-    from limbeck.doctor.words import grouped
-
-    console = Console(highlight=False, soft_wrap=True)
-    width = min(100, shutil.get_terminal_size((100, 24)).columns)
-    doubted = any(f.name == "run" and f.state == "unknown" for f in found.findings)
-    worst = found.findings[0].state if doubted or not found.healthy else "good"
-    console.print(Text(found.verdict, style=_STYLES[worst]))
-    console.print()
-    for finding in grouped(found.findings):
-        lines = _lines(finding, width)
-        console.print(Text.assemble((f"{finding.state:<8} ", _STYLES[finding.state]), lines[0]))
-        for line in lines[1:]:
-            console.print(Text(line))
-    if after:
-        console.print()
-        console.print(Text.assemble(("try next: ", "bold"), after))
-
-
-def _lines(finding: Finding, width: int) -> list[str]:
-    """A finding's sentence and advice in lines; the first begins after the state."""
-    left = " " * (9 + _NAME)
-    lines = textwrap.wrap(f"{finding.name:<{_NAME}}{finding.says}", width - 9,
-                          subsequent_indent=" " * _NAME)  # fmt: skip
-    out = [lines[0], *(" " * 9 + line for line in lines[1:])]
-    if finding.advice:
-        out += textwrap.wrap(f"> {finding.advice}", width, initial_indent=left,
-                             subsequent_indent=f"{left}  ")  # fmt: skip
-    return out
+    if which and (whole / "result.json").exists():
+        which += f"\n{records.of_seeds(records.read(whole / 'result.json'))}"
+    return found, command, which

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.core.cache import CacheWriter
 from limbeck.core.data import Table, reader_of
-from limbeck.core.method import Clock
+from limbeck.core.looking import asking
 from limbeck.core.task import Task
 from limbeck.core.teacher import Setting, Teacher
 from limbeck.core.teachers import BlackBox, Cached, Frozen, fingerprint_of
@@ -77,26 +77,23 @@ def cache_teacher(
         if keep.kind == "sampled":
             made_of["seed of draws"] = seed
     paths = {name: pair[0] for name, pair in task.taps.items() if name in entries}
-    live = teacher.attach(Setting(paths, reader, torch.device(device)))
-    clock = Clock(0, "cache", 0, 1, 1)
-    try:
-        with (
-            CacheWriter(folder, made_of, len(table), epochs=passes, dtype=dtype) as writer,
-            torch.no_grad(),
-        ):
-            for epoch in range(passes):
-                missing = writer.missing(epoch)
-                for numbers in torch.split(missing, batch) if len(missing) else ():
-                    rows = table.rows(numbers, seed, epoch).to(torch.device(device))
-                    side = live.side(rows, clock)
-                    if keep is None:
-                        shown = {name: getattr(side, name) for name in entries}
-                    else:
-                        shown = {"packed": packed(keep, side.signal, rows, seed)}
-                    writer.write(numbers, shown, epoch)
-                    told(passes * len(table) - writer.left, passes * len(table))
-    finally:
-        live.close()
+    setting = Setting(paths, reader, torch.device(device))
+    with (
+        asking(teacher, setting, table) as view,
+        CacheWriter(folder, made_of, len(table), epochs=passes, dtype=dtype) as writer,
+        torch.no_grad(),
+    ):
+        for epoch in range(passes):
+            missing = writer.missing(epoch)
+            for numbers in torch.split(missing, batch) if len(missing) else ():
+                rows = table.rows(numbers, seed, epoch).to(setting.device)
+                side = view(rows)
+                if keep is None:
+                    shown = {name: getattr(side, name) for name in entries}
+                else:
+                    shown = {"packed": packed(keep, side.signal, rows, seed)}
+                writer.write(numbers, shown, epoch)
+                told(passes * len(table) - writer.left, passes * len(table))
     return cached_as(folder, teacher)
 
 

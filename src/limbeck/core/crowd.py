@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.core.data import Batch
 from limbeck.core.method import Clock
+from limbeck.core.signals import Mixture, Signal
 from limbeck.core.teacher import Setting, Teacher
 from limbeck.core.teachers import Frozen
 from limbeck.core.views import Fixed, Side
@@ -19,7 +20,10 @@ from limbeck.errors import UsageError
 
 @dataclass(eq=False)
 class Crowd(Teacher):
-    """Several teachers. `t.members` are their sides; `t.logits` is their mixture.
+    """Several teachers. `t.members` are their sides; `t.logits` and `t.signal` are their mixture.
+
+    The latter is of models of text with one tokenizer: at each place the mean of their
+    probabilities.
 
     Args:
         teachers: at least one teacher or module.
@@ -52,6 +56,7 @@ class Crowd(Teacher):
                 {
                     "members": lambda: members,
                     "logits": lambda: self._mixture([m.logits for m in members], batch, clock),
+                    "signal": lambda: self._signals([m.signal for m in members]),
                 }
             )
 
@@ -77,6 +82,16 @@ class Crowd(Teacher):
             if self.mix == "probability"
             else (z * w.view(shape)).sum(1)
         )
+
+    def _signals(self, signals: list[Signal]) -> Mixture:
+        """The mixture of what language models show."""
+        if callable(self.weights) or self.drop or self.mix != "probability":
+            raise UsageError(
+                "a Crowd of language models is mixed in probability by fixed weights; give "
+                "mix='probability', numbers for weights, and drop=0"
+            )
+        given = self.weights or [1.0] * len(signals)
+        return Mixture(tuple(signals), tuple(w / sum(given) for w in given))
 
     def begin(self, step: Any) -> None:
         for m in self._live:

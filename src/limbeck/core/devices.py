@@ -20,6 +20,11 @@ from limbeck.core.updates import Gradients, Moves
 from limbeck.errors import UsageError
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether parameters are spread over processes (FSDP2), each of which holds a part."""
+    return any(hasattr(p, "device_mesh") for p in module.parameters())
+
+
 class Devices:
     """What runs where. `accelerator` is None for one plain process on the CPU."""
 
@@ -77,8 +82,8 @@ class Devices:
         return lambda: torch.autocast(self.device.type, kind, cache_enabled=False)
 
     def wrap(self, step: nn.Module) -> nn.Module:
-        """The step as Accelerate wraps it for several processes."""
-        if self.accelerator is None or self.accelerator.num_processes == 1:
+        """The step as Accelerate wraps it for several processes; a sharded one is wrapped."""
+        if self.accelerator is None or self.accelerator.num_processes == 1 or is_sharded(step):
             return step
         # What torch offers instead of broadcast_buffers still sends them at the start.
         with warnings.catch_warnings():

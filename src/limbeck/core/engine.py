@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from limbeck.core import checkpoints, processes
 from limbeck.core.data import Batches, reader_of
+from limbeck.core.devices import is_sharded
 from limbeck.core.keeping import Keeping
 from limbeck.core.method import Facts, Objective
 from limbeck.core.rng import globals_kept, seed_globals
@@ -144,9 +145,14 @@ class _Fitter(Keeping):
 
     def _check_sharded(self) -> None:
         """Sharded parameters (FSDP2) are reduced by their wrapper, down the sum of all terms."""
-        params = list(self.step.parameters())
-        if not any(hasattr(p, "device_mesh") for p in params):
+        params, self.sharded = list(self.step.parameters()), is_sharded(self.step)
+        if not self.sharded:
             return
+        if self.world > 1 and self.r.folder is not None:
+            raise UsageError(
+                "the parameters are sharded (FSDP2) over several processes, and a run's folder "
+                "holds whole ones; leave the folder (out) away, or use DDP"
+            )
         for phase, moves in self.phases:
             if phase.join.per_term or len(moves.params) < sum(p.requires_grad for p in params):
                 raise UsageError(

@@ -20,7 +20,7 @@ from limbeck.core import processes
 from limbeck.core.data import Table
 from limbeck.core.files import digest_tensors, read_json, write_json
 from limbeck.core.first_look import check_models
-from limbeck.core.method import Method, Objective
+from limbeck.core.method import Method
 from limbeck.core.task import Task
 from limbeck.errors import Missing, UsageError
 
@@ -214,8 +214,7 @@ def check_task(task: Task, method: Method) -> None:
         UsageError: an empty set, labels out of range, inputs that are not finite, a named set that
             is missing.
     """
-    card = getattr(type(method), "card", None)
-    needs = method.asks() if isinstance(method, Objective) else card.needs if card else ()
+    card, needs = getattr(type(method), "card", None), method.asks()
     for need in needs:
         if need.startswith("data:") and need[5:] not in task.data:
             name = card.key if card else type(method).__name__

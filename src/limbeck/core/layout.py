@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
+from limbeck.core import rows
 from limbeck.core.crowd import Crowd
 from limbeck.core.data import Table, reader_of
 from limbeck.core.task import Task, build_model
@@ -20,7 +21,7 @@ from limbeck.errors import UsageError
 
 __all__ = ["Row", "modules", "propose"]
 
-ENTRIES = ("mid", "feature", "embedding")
+ENTRIES = ("mid", "feature", "embedding", "blocks")
 """The entries of a view that can be found in any model."""
 
 
@@ -48,7 +49,7 @@ def modules(model: nn.Module, x: Any = None) -> list[Row]:
         UsageError: it does not take such a batch.
     """
     seen = Pass() if x is None else trace(model, x)
-    rows = []
+    found = []
     for path, module in model.named_modules():
         ran = seen.seen.get(path)
         out = None if ran is None else ran.out
@@ -56,8 +57,8 @@ def modules(model: nn.Module, x: Any = None) -> list[Row]:
             out = next((v for v in entries(seen.output).values() if isinstance(v, Tensor)), None)
         count = sum(p.numel() for p in module.parameters() if not _lazy(p))
         shape = "" if out is None else _shape(out, seen.batch)
-        rows.append(Row(path, type(module).__name__, shape, count))
-    return rows
+        found.append(Row(path, type(module).__name__, shape, count))
+    return found
 
 
 def _lazy(p: Tensor) -> bool:
@@ -80,33 +81,36 @@ def propose(task: Task, wanted: Iterable[str]) -> dict[str, tuple[Any, Any]]:
     `embedding` is the input of the last linear layer, a vector (B, D). `feature` is the last map
     (B, C, H, W) before pooling, without maps the last tokens (B, T, D), without both the embedding.
     `mid` lies in the middle: of the outputs before each change of a map's size (where both sides
-    have maps, of one that is as large on both), or half-way through a row of equal blocks. Only
-    modules are named that run once and whose output nobody changes in place.
+    have maps, of one that is as large on both), or half-way through a row of equal blocks.
+    `blocks` are the last of each size of map within the module where most sizes are, or all blocks
+    of such a row. Only modules are named that run once and whose output nobody changes in place.
 
     Args:
         task: its teacher and student, readers and train are used.
-        wanted: of "mid", "feature", "embedding"; others are left out.
+        wanted: of `ENTRIES`, for both sides, or as "student:blocks"; others are left out.
 
     Returns:
         For each entry the paths (teacher, student), as `Task.taps` takes them; of a crowd a tuple
-        of paths, and None where a side has no module or gives the entry itself.
+        of paths, and None where a side has no module, gives the entry itself or was not asked for.
 
     Raises:
         UsageError: there is no such place in one of the models.
     """
     asked = set(wanted)
-    names = [name for name in ENTRIES if name in asked]
-    if not names:
+    both = {s: [n for n in ENTRIES if asked & {n, f"{s}:{n}"}] for s in ("teacher", "student")}
+    if not any(both.values()):
         return {}
     x = Table(task.set("train"), "train").rows(torch.arange(2), "layout").columns["x"]
-    student = _Side("student", build_model(task.student, 0, "student"), _read(task, "student", x))
-    teachers = _teachers(task, x)
+    mine = _Side("student", build_model(task.student, 0, "student"), _read(task, "student", x))
+    every = _teachers(task, x)
     taps: dict[str, tuple[Any, Any]] = {}
-    for name in names:
+    for name in ENTRIES:
+        teachers: list[_Side | None] = every if name in both["teacher"] else [None]
+        student = mine if name in both["student"] else None
         if name == "mid":
             theirs, own = _mids(teachers, student)
         else:
-            theirs, own = [t.path(name) if t else None for t in teachers], student.path(name)
+            theirs, own = [t and t.path(name) for t in teachers], student and student.path(name)
         if any(theirs) or own:
             taps[name] = (tuple(theirs) if len(theirs) > 1 else theirs[0], own)
     return taps
@@ -147,13 +151,13 @@ class _Side:
 
     def __init__(self, side: str, model: nn.Module, x: Any) -> None:
         self.side, self.model, self.ran = side, model, trace(model, x)
-        self.gives = {k for k, v in entries(self.ran.output).items() if isinstance(v, Tensor)}
+        self.gives = {k for k, v in entries(self.ran.output).items() if tensors(v)}
         self._ends = {t.data_ptr() for t in (*tensors(self.ran.output), *tensors(x))}
         wide = self._that(lambda out: out.dim() > 2 and (out.dim() == 3 or out[0, 0].numel() > 1))
         # The last tells what the model works on: those of maps make vectors, those of tokens maps.
-        self.rank = _rank(wide[-1]) if wide else 2
-        self.every = [seen for seen in wide if _rank(seen) == self.rank]
-        self.wide = _outermost(self.every)
+        self.rank = rows.rank(wide[-1]) if wide else 2
+        self.every = [seen for seen in wide if rows.rank(seen) == self.rank]
+        self.wide = rows.outermost(self.every)
 
     def _that(self, fits: Callable[[Tensor], bool]) -> list[Seen]:
         """The outputs that fit, in their order.
@@ -183,10 +187,16 @@ class _Side:
             and seen.given.data_ptr() not in self._ends
         ]
 
-    def path(self, entry: str) -> str | None:
-        """Where to read `feature` or `embedding`; None where the model gives it by itself."""
+    def path(self, entry: str) -> str | list[str] | None:
+        """Where to read any entry but `mid`; None where the model gives it by itself."""
         if entry in self.gives:
             return None
+        if entry == "blocks":
+            paths = [place.path for place in self.places(entry)]
+            modules = [self.model.get_submodule(path.partition(":")[0]) for path in paths]
+            weighs = [any(w.dim() > 1 for w in module.parameters()) for module in modules]
+            # A first one that normalises or activates alone is the end of a stem.
+            return paths[weighs.index(True) :] if sum(weighs) > 1 else paths
         if entry == "feature" and self.wide:
             self._readable(entry)
             return self.wide[-1].path
@@ -195,20 +205,21 @@ class _Side:
             self._refuse(entry, "no linear layer in it that takes vectors (B, D) of its making")
         return f"{linear[-1][0]}:in"
 
-    def places(self) -> list[_Place]:
-        """The places for `mid`, in their order; none where the model gives it by itself."""
-        if "mid" in self.gives:
+    def places(self, entry: str) -> list[_Place]:
+        """Stages, blocks or layers, in their order; none where the model gives the entry itself."""
+        if entry in self.gives:
             return []
-        self._readable("mid")
-        stages = _stages(self.wide) if self.rank == 4 else []
-        found = stages if len(stages) > 1 else _blocks(self.every)
-        places = [_Place(seen.path, _size(seen)) for seen in found]
+        self._readable(entry)
+        found = rows.row(self.every) if entry == "blocks" else rows.stages(self.wide)
+        if self.rank != 4 or len(found) < 2:
+            found = rows.blocks(self.every)
+        places = [_Place(seen.path, rows.size(seen)) for seen in found]
         if not places:
-            vectors = _outermost(self._that(lambda out: out.dim() == 2))
-            givers = {_key(s.out): s.path for s in vectors}
-            places = [_Place(givers.get(_key(x), f"{p}:in"), None) for p, x in self._linear()]
+            vectors = rows.outermost(self._that(lambda out: out.dim() == 2))
+            givers = {rows.key(s.out): s.path for s in vectors}
+            places = [_Place(givers.get(rows.key(x), f"{p}:in"), None) for p, x in self._linear()]
         if not places:
-            self._refuse("mid", "no map, no tokens and no hidden vector that a module gives")
+            self._refuse(entry, "no map, no tokens and no hidden vector that a module gives")
         return places
 
     def _readable(self, entry: str) -> None:
@@ -222,10 +233,10 @@ class _Side:
         )
 
 
-def _mids(teachers: list[_Side | None], student: _Side) -> tuple[list[str | None], str | None]:
+def _mids(teachers: list[_Side | None], student: _Side | None) -> tuple[list[Any], Any]:
     """The paths of `mid` in the teachers and in the student."""
-    theirs = [[] if t is None else t.places() for t in teachers]
-    own = _central(student.places(), next(filter(None, theirs), []))
+    theirs = [[] if t is None else t.places("mid") for t in teachers]
+    own = _central(student.places("mid") if student else [], next(filter(None, theirs), []))
     found = [_central(places, [own] if own else []) for places in theirs]
     return [p and p.path for p in found], own and own.path
 
@@ -239,52 +250,3 @@ def _central(places: list[_Place], like: list[_Place]) -> _Place | None:
     sizes = {p.size for p in (like[:-1] or like) if p.size}
     same = [p for p in inner if p.size in sizes] or inner
     return min(same, key=lambda p: abs(places.index(p) - middle), default=None)
-
-
-def _key(tensor: Tensor | None) -> Any:
-    """What is the same for two names of one tensor."""
-    return None if tensor is None else (tensor.data_ptr(), tensor.shape)
-
-
-def _outermost(found: list[Seen]) -> list[Seen]:
-    """Each tensor once, by the outermost of the modules that give it."""
-    kept: dict[Any, Seen] = {}
-    for seen in found:
-        there = kept.setdefault(_key(seen.out), seen)
-        if _depth(seen) < _depth(there):
-            kept[_key(seen.out)] = seen
-    return list(kept.values())
-
-
-def _depth(seen: Seen) -> int:
-    return seen.path.count(".")
-
-
-def _rank(seen: Seen) -> int:
-    """3 of tokens (B, T, D), 4 of maps (B, C, H, W), 0 of maps that are (B, H, W, C)."""
-    assert seen.out is not None
-    sizes = seen.out.shape
-    return 0 if len(sizes) == 4 and sizes[1] == sizes[2] != sizes[3] else len(sizes)
-
-
-def _size(seen: Seen) -> tuple[int, ...] | None:
-    """Height and width of a map."""
-    return tuple(seen.out.shape[2:]) if seen.out is not None and _rank(seen) == 4 else None
-
-
-def _stages(maps: list[Seen]) -> list[Seen]:
-    """For each size of a map, in their order, the last of the outermost modules that give it."""
-    found: dict[Any, Seen] = {}
-    for seen in maps:
-        there = found.setdefault(_size(seen), seen)
-        if _depth(seen) <= _depth(there):
-            found[_size(seen)] = seen
-    return list(found.values())
-
-
-def _blocks(found: list[Seen]) -> list[Seen]:
-    """The longest row of modules of one kind within one module; of several the outer, the last."""
-    rows: dict[tuple[str, str], list[Seen]] = {}
-    for seen in found:
-        rows.setdefault((seen.path.rpartition(".")[0], seen.kind), []).append(seen)
-    return max(reversed(rows.values()), key=lambda row: (len(row), -_depth(row[0])), default=[])

@@ -228,6 +228,14 @@ class Method(ABC):
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def asks(self) -> tuple[str, ...]:
+        """What it needs, as its card says.
+
+        Overridden by what has a method inside it, and where a teacher's graph is needed.
+        """
+        card = getattr(self, "card", None)
+        return card.needs if card else ()
+
     @abstractmethod
     def run(self, task: Task) -> Result:
         """Do what the paper does, on this task, inside the current run."""
@@ -280,14 +288,6 @@ class Objective(Method):
         from limbeck.core.updates import Phase
 
         return (Phase(),)
-
-    def asks(self) -> tuple[str, ...]:
-        """What it needs, as its card says.
-
-        Inner objectives without a card override it where they need a teacher's graph.
-        """
-        card = getattr(self, "card", None)
-        return card.needs if card else ()
 
     def run(self, task: Task) -> Result:
         """One fit of a fresh student on the task's training set."""

@@ -19,7 +19,13 @@ from limbeck.errors import UsageError
 
 @dataclass(frozen=True)
 class Labels(Objective):
-    """Cross-entropy on true labels: s.logits (B, C), batch.y (B,); no teacher is asked."""
+    """Cross-entropy on true labels: s.logits (B, C), batch.y (B,); no teacher is asked.
+
+    Whole numbers y (B, C) of 0 and 1 are several labels of a sample, and it is the sum of their
+    binary cross-entropies; floats (B, C) are probabilities of classes.
+
+    Raises: UsageError for floats that do not sum to 1.
+    """
 
     label: float = number(1.0, least=0)
     smoothing: float = number(0.0, least=0, below=1)
@@ -27,10 +33,26 @@ class Labels(Objective):
     def asks(self) -> tuple[str, ...]:
         return ("student:logits", "y") if self.label else ()
 
+    def build(self, s: Side, t: Side, batch: Batch, facts: Facts) -> nn.Module:
+        y = batch.columns.get("y")
+        if self.label and isinstance(y, Tensor) and y.dim() == 2 and y.is_floating_point():
+            total = y.sum(1)
+            if bool((total - 1).abs().max() > 1e-3):
+                raise UsageError(
+                    f"labels y {tuple(y.shape)} {y.dtype} are probabilities of classes, but a row "
+                    f"sums to {float(total[0]):g}; give several labels as whole numbers, 0 and 1"
+                )
+        return nn.Module()
+
     def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Term]:
         if not self.label:
             return {}
-        loss = F.cross_entropy(s.logits.float(), batch.y, label_smoothing=self.smoothing)
+        z, y = s.logits.float(), batch.y
+        if y.dim() == 2 and not y.is_floating_point():
+            y = y.float() * (1 - self.smoothing) + self.smoothing / 2
+            each = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+            return {"label": self.label * each.sum(1).mean()}
+        loss = F.cross_entropy(z, y, label_smoothing=self.smoothing)
         return {"label": self.label * loss}
 
 

@@ -59,6 +59,7 @@ class Passes:
     norm_every: int  # a multiple of log_every
     norms: dict[str, Tensor]  # of the terms' gradients in the student
     plain: set[str]  # phases whose gradients the wrapper may reduce
+    sharded: bool  # whether it does so at each micro-batch (FSDP2)
 
     def clock(
         self, step: int, phase: str = "", repeat: int = 0, micro: int = 0, draw: int = 0
@@ -168,7 +169,7 @@ class Passes:
         observe: bool,
     ) -> tuple[Values, Values]:
         """One optimiser step of one phase."""
-        ddp = self.world > 1 and phase.name in self.plain
+        ddp = self.world > 1 and (self.sharded or phase.name in self.plain)
         totals = self._counts(micro) if self.of > 1 else {}
         before = [b.clone() for b in self.moving]
         after: list[list[Tensor]] = []
@@ -182,7 +183,7 @@ class Passes:
                 b.copy_(old)
             clock = self.clock(step, phase.name, repeat, m)
             for_student, t = self._sides(clock, m, batch, views)
-            alone = self.world > 1 and not (ddp and m == len(micro) - 1)
+            alone = self.world > 1 and not (self.sharded or (ddp and m == len(micro) - 1))
             with self.r.devices.no_sync(self.wrapped) if alone else contextlib.nullcontext():
                 with self.cast():
                     terms, looked = self.wrapped(batch, for_student, t, clock, observe)
@@ -204,7 +205,7 @@ class Passes:
         self._check_finite(values, step, micro)
         self._move(moves, grads, self.whole(step, phase.name, repeat), ddp)
         if not (phase.join.per_term or grads) and len(moves.params) == self.trainable:
-            self.plain.add(phase.name)  # all terms are losses, on all that is wrapped
+            self.plain.add(phase.name)  # all terms are losses, on all of it
         return values, processes.joined(seen) if observe else {}
 
     def _counts(self, micro: list[Batch]) -> dict[str, Tensor]:
@@ -251,11 +252,10 @@ class Passes:
 
     def _move(self, moves: Moves, grads: dict[str, Gradients], clock: Clock, ddp: bool) -> None:
         """Reduce, join, clip, step."""
-        params = list(moves.params.values())
-        join = moves.phase.join
+        params, join = list(moves.params.values()), moves.phase.join
         split = None
-        if ddp:  # the wrapper gave means of the shares; scaled here, since a loss times two need
-            there = [p.grad for p in params if p.grad is not None]  # not give a gradient times two
+        if ddp:  # the wrapper gave means of the shares; scaled here: a loss times two need not
+            there = [p.grad for p in params if p.grad is not None]  # give a gradient times two
             torch._foreach_mul_(there, self.world)
         grads = {n: processes.reduced(g, params) for n, g in grads.items()}
         if join.per_term:

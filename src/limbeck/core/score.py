@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.core.tables import Batch
 
-__all__ = ["Score", "accuracy"]
+__all__ = ["Score", "accuracy", "ccc", "concordance"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,27 @@ class Score:
         return b is None or (a > b if self.higher else a < b)
 
 
+def concordance(p: Tensor, y: Tensor) -> Tensor:
+    """The concordance correlation coefficient of two series, from -1 to 1, each value on its own.
+
+    2 cov / (var p + var y + (mean p - mean y)^2 + 1e-8), with biased variances; 0 where p is
+    constant. Shapes: p, y (N, D) -> (D,), float32 or wider.
+    """
+    p, y = (z if z.dtype.itemsize > 2 else z.float() for z in (p, y))
+    dp, dy = p - p.mean(0), y - y.mean(0)
+    gap = (p.mean(0) - y.mean(0)).square()
+    return 2 * (dp * dy).mean(0) / (dp.square().mean(0) + dy.square().mean(0) + gap + 1e-8)
+
+
 def _accuracy(logits: Tensor, y: Tensor) -> float:
     return float((logits.argmax(-1) == y).double().mean())
 
 
+def _ccc(values: Tensor, y: Tensor) -> float:
+    wide = values.shape[-1] if values.dim() > 2 else 1
+    return float(concordance(values.double().view(-1, wide), y.double().view(-1, wide)).mean())
+
+
 accuracy = Score("accuracy", True, _accuracy)
+ccc = Score("ccc", True, _ccc)
+"""Of sequences (N, T), or (N, T, D): the concordance over all of them in a row, mean over D."""

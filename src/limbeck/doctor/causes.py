@@ -28,7 +28,8 @@ def sorted_out(seen: Seen, findings: Sequence[Finding]) -> list[Finding]:
             f = replace(f, state="follows", says=f"{f.says} (it follows from '{cause}')",
                         advice="", command=None)  # fmt: skip
         out.append(f)
-    return [_without_advice(f, out) if f.name == "run" else f for f in out]
+    faults = [f.name for f in out if f.state == "bad" and f.name != "run"]
+    return [_sent_on(f, faults) if f.name == "run" else f for f in out]
 
 
 def _causes(seen: Seen, bad: set[str]) -> dict[str, str]:
@@ -51,6 +52,7 @@ def _causes(seen: Seen, bad: set[str]) -> dict[str, str]:
     if {"rate", "balance"} <= bad and seen.alone is not None:
         explains(*(("balance", "rate") if _fine_alone(seen.alone) else ("rate", "balance")))
     explains("temperature", "soft targets")
+    explains("rate", "fit")
     for cause in ("rate", "balance", "temperature", "student", "run"):
         explains(cause, "agreement", "features")
     return found
@@ -62,8 +64,8 @@ def _fine_alone(alone: Alone) -> bool:
     return math.isfinite(r.end[r.own]) and r.end[r.own] < r.start
 
 
-def _without_advice(run: Finding, findings: Sequence[Finding]) -> Finding:
-    """A failed run where its cause is among the findings, which have the advice."""
-    if not any(f.state in ("bad", "watch") and f.name != "run" for f in findings):
+def _sent_on(run: Finding, faults: Sequence[str]) -> Finding:
+    """A failed run where faults are named that explain it, which have the advice."""
+    if run.state not in ("bad", "watch") or not faults:
         return run
-    return replace(run, advice="see what is named below" if run.advice else "", command=None)
+    return replace(run, advice=f"first mend: {', '.join(faults)}", command=None)

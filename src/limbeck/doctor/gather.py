@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from limbeck.core import checkpoints, identity
 from limbeck.core.crowd import Crowd
-from limbeck.core.data import Table
+from limbeck.core.data import Table, reader_of
+from limbeck.core.evaluate import measure, score_teacher
 from limbeck.core.method import Method
 from limbeck.core.run import Run
 from limbeck.core.task import Task
@@ -19,7 +21,7 @@ from limbeck.core.untrained import Untrained
 from limbeck.doctor import asking, limits, probe, rates
 from limbeck.doctor.records import Records
 from limbeck.doctor.seen import Seen
-from limbeck.doctor.sides import looked_at
+from limbeck.doctor.sides import few_of, looked_at
 from limbeck.errors import UsageError
 from limbeck.runs import teaching
 
@@ -42,22 +44,11 @@ def gather(
     seen = Seen(key, method, task, records, steps=steps or limits.STEPS)
     seen.trained_by_run = raised and records is None
     if records is not None:
-        seen.rows = [r for r in records.rows if r["stage"] not in ("teacher", "baseline")]
-        seen.told = records.scores()
-        samples = records.appraisal.get("samples")
-        seen.samples = {"held": int(samples)} if samples else {}
+        _recorded(seen, records)
     if task is None or task.train is None:
         seen.faults["task"] = seen.faults.get("task", "the task is not at hand")
         return seen
-    held = task.valid if task.valid is not None else task.test
-    if records is not None and seen.told:  # what is known of the baseline is of the judged set
-        held = task.set_or_none(task.judged)
-    sets = {"train": task.train, "held": held}
-    tables = {
-        name: Table(source, _named(task, name))
-        for name, source in sets.items()
-        if source is not None
-    }
+    tables = _tables(seen, task)
     seen.samples = {name: len(table) for name, table in tables.items()}
     where = Run(task, seed, device=device).device
     seen.classes = task.count_classes() or _width(task, tables["train"], where)
@@ -71,6 +62,8 @@ def gather(
     for side, model in models.items():
         if model is not None:
             asking.ask_student(seen, side, model, task, tables, where)
+    if student is not None and not seen.scored and "held" in tables:
+        _score(seen, task, student, tables["held"], where)
     _tell_few(seen, say)
     model = student if student is not None else models["alone"]
     if model is not None and isinstance(task.the_teacher(), Frozen | Crowd):
@@ -78,12 +71,49 @@ def gather(
     return seen
 
 
+def _recorded(seen: Seen, records: Records) -> None:
+    """What a run's records tell."""
+    seen.rows = [r for r in records.rows if r["stage"] not in ("teacher", "baseline")]
+    seen.told = records.scores()
+    samples = records.appraisal.get("samples")
+    seen.samples = {"held": int(samples)} if samples else {}
+    seen.held = str(records.appraisal.get("set") or "")
+    seen.scored, seen.errors = records.own_scores()
+    seen.score_name = str(records.result.get("score_name") or "")
+    seen.score_higher = bool(records.appraisal.get("score_higher", True))
+
+
+def _tables(seen: Seen, task: Task) -> dict[str, Table]:
+    """The training set, and the held-out one that scores are of, if there is one."""
+    seen.held = "test" if task.valid is None else "valid"
+    if seen.told or seen.scored:  # what is known of a run's baseline is of the judged set
+        seen.held = task.judged
+    sets = {"train": ("train", task.train), "held": (seen.held, task.set_or_none(seen.held))}
+    return {k: Table(source, name) for k, (name, source) in sets.items() if source is not None}
+
+
+def _score(seen: Seen, task: Task, student: nn.Module, table: Table, where: torch.device) -> None:
+    """The task's own score of both sides, where it is counted place by place and not by classes."""
+    if task.score.each is None:
+        return
+    few = few_of(table, limits.FEWEST)
+    seen.score_name, seen.score_higher = task.score.name, task.score.higher
+    with seen.noting("score"):
+        reader = reader_of(task.readers, "student")
+        found = {
+            "teacher": score_teacher(task, few, where),
+            "student": measure(student.to(where), few, task.score, reader, where),
+        }
+        seen.scored = {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
+
+
 def _tell_few(seen: Seen, say: Callable[[str], None]) -> None:
     """Say on how many samples a slow side was asked, which what is said of it rests on."""
     for side in dict.fromkeys(side for side, _ in seen.answers):
         asked = {where: len(a) for (who, where), a in seen.answers.items() if who == side}
         if any(n < min(limits.SAMPLES, seen.samples[where]) for where, n in asked.items()):
-            told = ", ".join(f"{n} of {seen.samples[w]} of '{w}'" for w, n in asked.items())
+            name = {"train": "train", "held": seen.held}
+            told = ", ".join(f"{n} of {seen.samples[w]} of '{name[w]}'" for w, n in asked.items())
             say(f"what is said of the {side} rests on {told} (it is slow, or asked by request)")
 
 
@@ -135,10 +165,6 @@ def _steps(
     if steps < limits.STEPS:
         say(f"steps are slow here, so the short fits have {steps} (--probe-steps N for others)")
     return steps
-
-
-def _named(task: Task, name: str) -> str:
-    return name if name == "train" else "valid" if task.valid is not None else "test"
 
 
 def _fit(

@@ -21,7 +21,9 @@ STEPS, LEAST = 60, 20
 GOAL = 20.0
 """Seconds that the usual short fits may take before they have fewer steps."""
 HEART = 60.0
-"""Seconds after which a student that has not learnt its samples by heart is let off."""
+"""Seconds that a student has to learn its samples by heart, with the fewest steps."""
+KNOWN = 0.1
+"""Loss of a batch at which its samples are learnt: nine of ten of each right class."""
 
 NOISE = 2.0
 """Standard errors by which two scores must differ to count as different (one in twenty)."""

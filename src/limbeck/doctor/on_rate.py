@@ -10,7 +10,7 @@ from typing import Any
 
 from limbeck.doctor import limits, on_terms
 from limbeck.doctor.probe import losses
-from limbeck.doctor.proposals import Command, anew
+from limbeck.doctor.proposals import Command, anew, longer
 from limbeck.doctor.rates import Rates
 from limbeck.doctor.seen import Seen
 from limbeck.doctor.words import Finding, State
@@ -22,9 +22,15 @@ def rate(seen: Seen, command: Command) -> Finding:
     A rate that was not tried is proposed in a small step only, and none beyond what is usual.
     """
     found, lr = _judged(seen)
-    if lr is None or found.state not in ("bad", "watch"):
+    if found.state not in ("bad", "watch"):
         return found
-    proposed, note = anew(seen, command, {"--lr": float(f"{lr:.2g}")})
+    if lr is not None:
+        proposed, note = anew(seen, command, {"--lr": float(f"{lr:.2g}")})
+    elif "more steps" in found.advice:
+        told = longer(seen, command)
+        return replace(found, command=told[0], advice=found.advice + told[1])
+    else:
+        return found
     return replace(found, command=proposed, advice=found.advice + note)
 
 
@@ -116,31 +122,53 @@ def still_falling(rows: Sequence[Mapping[str, Any]]) -> float | None:
     return None if start - end <= 0 else (middle - end) / (start - end)
 
 
-def _of_log(seen: Seen) -> Judged | None:
-    """What the log of a run says of its last fit; None before a run."""
+def _of_last(seen: Seen) -> list[Mapping[str, Any]]:
+    """The rows of a run's last fit that have losses; none where they say nothing."""
     if seen.records is None or not seen.rows:
-        return None
+        return []
     stage = seen.rows[-1]["stage"]
     rows = [row for row in seen.rows if row["stage"] == stage and "terms" in row]
-    values = losses(rows)
-    if len(values) < 20:
-        return None
-    tenth = len(values) // 10
-    start, end = statistics.median(values[:3]), statistics.median(values[-tenth:])
-    top = max(float(row["lr"]) for row in rows)
-    says = f"the loss of '{stage}' went from {start:.3g} to {end:.3g} at rates up to {top:.3g}"
-    probe = _of_probe(seen.alone.rates, seen.steps) if seen.alone else None
+    return rows if len(rows) >= 20 else []
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """The medians at a fit's start and over its last tenth."""
+    return statistics.median(values[:3]), statistics.median(values[-(len(values) // 10) :])
+
+
+def astray(seen: Seen) -> str:
+    """How the loss of a run's last fit went wrong, after "it"; empty where it went down."""
+    values = losses(_of_last(seen))
+    if not values:
+        return ""
+    start, end = _ends(values)
     blown = end > limits.BLOWN * values[0] > 0
     if not math.isfinite(end) or end > limits.DIVERGED * start or blown:
+        return "diverged"
+    return "hardly moved" if end > limits.UNMOVED * start else ""
+
+
+def _of_log(seen: Seen) -> Judged | None:
+    """What the log of a run says of its last fit; None before a run."""
+    rows = _of_last(seen)
+    if not rows:
+        return None
+    start, end = _ends(losses(rows))
+    top = max(float(row["lr"]) for row in rows)
+    says = f"the loss of '{rows[0]['stage']}' went from {start:.3g} to {end:.3g}"
+    says += f" at rates up to {top:.3g}"
+    probe = _of_probe(seen.alone.rates, seen.steps) if seen.alone else None
+    went = astray(seen)
+    if went == "diverged":
         return Finding("rate", "bad", says, "it diverged: the rate is too high"), top / 10
     tried = probe is not None and probe[0].state == "bad"
-    if end > limits.UNMOVED * start:
+    if went:
         if tried:
             return probe
         advice = "it hardly moved: try a higher rate"
         return _upwards(seen, Finding("rate", "bad", says, advice), top)
     late = still_falling(rows)
-    if late is not None and late > limits.STILL and seen.records.result:
+    if late is not None and late > limits.STILL and seen.records and seen.records.result:
         if tried:
             return probe
         says += f", {late:.0%} of it in the second half of the way"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from limbeck.doctor import limits
+from limbeck.doctor import limits, on_rate
 from limbeck.doctor.numbers import error_of
 from limbeck.doctor.probe import losses
-from limbeck.doctor.proposals import Command, anew
+from limbeck.doctor.proposals import Command, longer
 from limbeck.doctor.seen import Seen
 from limbeck.doctor.words import Finding, State, again
 
@@ -25,14 +24,14 @@ def outcome(seen: Seen, command: Command) -> Finding | None:
     best = t if t is not None else alone
     assert best is not None
     told = {"the teacher": t, "the same student without a teacher": alone, "chance": share or None}
-    says = f"the student has {s:.3f} on {f'{n} ' if n else ''}held-out samples; "
+    says = f"the student has {s:.3f} on {f'{n} ' if n else ''}{seen.held_out}; "
     says += ", ".join(f"{who} {v:.3f}" for who, v in told.items() if v is not None)
     state = _state(s, best, alone, share, n)
     if state == "good":
         advice, command_ = _next(seen, s, alone, n, command)
         shown = alone is None or s - alone > _margin(s, alone, n)
         return Finding("run", "good" if shown else "unknown", says, advice, command_)
-    proposed, note = _longer(seen, command)
+    proposed, note = longer(seen, command)
     advice = "it has not learned the task" if state == "bad" else "it has learned little of it"
     if alone is not None and s < alone:
         advice = "it does worse than without its teacher"
@@ -65,7 +64,7 @@ def headline(seen: Seen, findings: Sequence[Finding]) -> str:
     if seen.records is None:
         return ""
     if not seen.records.result:
-        return f"not finished: limbeck resume {shlex.quote(str(seen.records.folder))}"
+        return f"not finished: limbeck resume {shlex.quote(str(seen.records.whole))}"
     s, alone = (seen.score(side, "held") for side in ("student", "alone"))
     if s is None or alone is None or any(f.name == "run" and f.state == "bad" for f in findings):
         return ""
@@ -87,27 +86,19 @@ def _next(
     seeds = {"--seeds": 3, "--baseline": None}
     if alone is not None and s - alone > _margin(s, alone, n):
         return "the gain is clear: the student can be used", f"limbeck export {folder} --to onnx"
-    beside = len(list(records.folder.resolve().parent.glob("seed-*/run.json")))
-    if beside > 1 and records.folder.resolve().name.startswith("seed-"):
-        if alone is None:
-            return "whether the teacher helps is not known: there is no student alone", None
-        other = "a gain is shown by all seeds together, or by none"
-        return other, f"limbeck report {shlex.quote(str(records.folder.parent))}"
+    if records.whole != records.folder:
+        whole = shlex.quote(str(records.whole))
+        if records.open:
+            return "the other seeds are not finished", f"limbeck resume {whole}"
+        if alone is not None:
+            return "a gain is shown by all seeds together, or by none", f"limbeck report {whole}"
+        seeds = {"--seeds": max(3, len(records.seeds)), "--baseline": None}
     proposed = again(command, seeds) if records.command else None
     if alone is None:
         told = "whether the teacher helps is not known: train the student alone as well"
-        return f"{told} (--seeds 3 --baseline)", proposed
+        return f"{told} (--seeds {seeds['--seeds']} --baseline)", proposed
     told = "one seed on these samples cannot tell: see over several whether there is a gain"
     return f"{told} (--seeds 3 --baseline)", proposed
-
-
-def _longer(seen: Seen, command: Command) -> tuple[str | None, str]:
-    """The command with twice the steps of its longest stage, if the records have them."""
-    assert seen.records is not None
-    stages: list[dict[str, Any]] = seen.records.result.get("stages") or []
-    steps = [int(s["steps"]) for s in stages if s.get("stage") not in ("teacher", "baseline")
-             and isinstance(s.get("steps"), int)]  # fmt: skip
-    return anew(seen, command, {"--steps": 2 * max(steps)}) if steps else (None, "")
 
 
 def progress(seen: Seen) -> Finding | None:
@@ -124,7 +115,11 @@ def progress(seen: Seen) -> Finding | None:
     if not told or (seen.tried is not None and seen.tried.error is not None):
         return None
     when = f" in {seen.steps} steps" if seen.tried else ""
-    return Finding("fit", "good", f"the method's loss went: {told}{when}")
+    says = f"the method's loss went: {told}{when}"
+    if went := on_rate.astray(seen):
+        advice = "try a lower rate" if went == "diverged" else "try a higher rate"
+        return Finding("fit", "bad", f"{says}: it {went}", advice)
+    return Finding("fit", "good", says)
 
 
 def _unfinished(seen: Seen, told: str) -> Finding:
@@ -135,6 +130,6 @@ def _unfinished(seen: Seen, told: str) -> Finding:
     says = f"the run is not finished: {at}"
     if told:
         says += f"; loss {told}" + (f" in {seen.steps} steps" if seen.tried else "")
-    resume = f"limbeck resume {shlex.quote(str(seen.records.folder))}"
+    resume = f"limbeck resume {shlex.quote(str(seen.records.whole))}"
     advice = f"go on with: {resume}; what is said here is of its first part"
     return Finding("fit", "unknown", says, advice, resume)

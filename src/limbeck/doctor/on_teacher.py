@@ -1,24 +1,30 @@
-"""Questions about the teacher: is it better, fed and read rightly, calibrated; do they agree."""
+"""Questions about the teacher: is it better, fed and read rightly, calibrated."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
 from limbeck.core.teachers import BlackBox, Cached
 from limbeck.doctor import limits
 from limbeck.doctor.numbers import error_of
+from limbeck.doctor.proposals import (
+    Command,
+    anew,
+    augmented,
+    of_library,
+    teacher_longer,
+    value_of,
+)
 from limbeck.doctor.seen import Seen
-from limbeck.doctor.words import Finding, State
+from limbeck.doctor.sides import Answers
+from limbeck.doctor.words import Finding, State, again
 from limbeck.runs import measures
 
 
-def _unknown(name: str, seen: Seen, otherwise: str) -> Finding:
-    why = seen.faults.get("teacher") or seen.faults.get("task") or otherwise
-    return Finding(name, "unknown", f"not known: {why}")
-
-
-def better(seen: Seen) -> Finding:
+def better(seen: Seen, command: Command) -> Finding:
     """Is the teacher better than the student is without it?"""
     t = seen.score("teacher", "held")
     after = seen.records is not None
@@ -29,7 +35,11 @@ def better(seen: Seen) -> Finding:
         if (value := seen.score(side, "held")) is not None
     }  # fmt: skip
     if t is None or not others:
-        return _unknown("teacher", seen, "no accuracy of both sides on held-out samples")
+        found = seen.unknown("teacher", "no accuracy of both sides on held-out samples")
+        if t is None:
+            return found
+        says = f"the teacher has {t:.3f} on {seen.held_out}; the student's is not known"
+        return replace(found, says=says)
     side = max(others, key=lambda k: others[k])
     s, n = others[side], seen.count("held")
     noise = limits.NOISE * (error_of(t, n) ** 2 + error_of(s, n) ** 2) ** 0.5 if n else 0.02
@@ -37,23 +47,27 @@ def better(seen: Seen) -> Finding:
     when = "" if after else f" after {seen.steps} steps"
     fed = " (once it is fed and read rightly)" if seen.misread else ""
     many = f"{n} " if n else ""
-    says = f"the teacher has {t:.3f}{fed} on {many}held-out samples, {who} {s:.3f}{when}"
+    says = f"the teacher has {t:.3f}{fed} on {many}{seen.held_out}, {who} {s:.3f}{when}"
     own = seen.score("teacher", "train")
     if own is not None and own < limits.LEARNED and not seen.misread:
         says += f", and is right on {own:.3f} of the training samples only"
-        return Finding("teacher", "bad", says, "train the teacher longer: it has learned little")
+        proposed, note = teacher_longer(seen, command)
+        advice = f"train the teacher longer: it has learned little{note}"
+        return Finding("teacher", "bad", says, advice, proposed)
     if seen.at_chance:
-        advice = "it knows nothing of new samples: give more, or augment them (--augment crop,flip)"
-        return Finding("teacher", "bad", f"{says}: it is at chance", advice)
+        proposed, note = augmented(seen, command)
+        advice = f"it knows nothing of new samples: give more{', or augment them' * bool(proposed)}"
+        return Finding("teacher", "bad", f"{says}: it is at chance", advice + note, proposed)
     if t > s or (after and side == "student" and t > s - noise):
         return Finding("teacher", "good", says)
     if s - t <= noise and noise > limits.TELLS:
         says += f"; {n} samples are too few to tell them apart"
         return Finding("teacher", "unknown", says)
-    advice = "take a better teacher, or train this one longer: there is little to learn from it"
+    proposed, note = teacher_longer(seen, command)
+    advice = f"take a better teacher, or train this one longer: it has little to teach{note}"
     taught = after and side == "student"  # it may well outgrow a teacher that helped it
     state: State = "bad" if t < s - noise and not taught else "watch"
-    return Finding("teacher", state, says, advice)
+    return Finding("teacher", state, says, advice, proposed)
 
 
 def classes(seen: Seen) -> Finding:
@@ -65,7 +79,7 @@ def classes(seen: Seen) -> Finding:
     if found is None:
         t = seen.answers.get(("teacher", "held"), seen.answers.get(("teacher", "train")))
         if t is None:
-            return _unknown("classes", seen, "the teacher was not asked")
+            return seen.unknown("classes", "the teacher was not asked")
         says = f"no other order of the teacher's {seen.classes} classes fits the labels better"
         return Finding("classes", "good", says)
     told = ", ".join(f"{i} -> {k}" for i, k in found.moved[:6])
@@ -89,8 +103,10 @@ def outputs(seen: Seen) -> Finding:
         return Finding("outputs", "bad", says, advice)
     t = seen.answers.get(("teacher", "train"))
     if t is None:
-        return _unknown("outputs", seen, "the teacher was not asked")
-    return Finding("outputs", "good", f"the teacher gives {'labels' if t.hard else 'logits'}")
+        return seen.unknown("outputs", "the teacher was not asked")
+    teacher = seen.task.the_teacher() if seen.task else None
+    gives = teacher.gives if isinstance(teacher, BlackBox) else "logits"
+    return Finding("outputs", "good", f"the teacher gives {'labels' if t.hard else gives}")
 
 
 def _not_tried(seen: Seen) -> str:
@@ -106,7 +122,7 @@ def _not_tried(seen: Seen) -> str:
     return f"other scales of its inputs were not tried, since {why}"
 
 
-def inputs(seen: Seen) -> Finding:
+def inputs(seen: Seen, command: Command) -> Finding:
     """Is the teacher fed as it was trained?"""
     if seen.inputs is not None:
         says = (
@@ -119,7 +135,7 @@ def inputs(seen: Seen) -> Finding:
     if t is None:
         value = seen.score("teacher", "held")
         if value is None:
-            return _unknown("inputs", seen, "the teacher was not asked")
+            return seen.unknown("inputs", "the teacher was not asked")
         return Finding("inputs", "unknown", f"the teacher has {value:.3f}; the records say no more")
     share = float(torch.bincount(t.y).max()) / len(t)
     if t.accuracy < min(limits.CHANCE * share, share + limits.ABOVE, limits.SURE):
@@ -127,17 +143,29 @@ def inputs(seen: Seen) -> Finding:
             f"the teacher is at chance on the training set ({t.accuracy:.3f}; always saying the "
             f"most frequent class gives {share:.3f}), and {_not_tried(seen)}"
         )
-        advice = (
-            "check that its weights were loaded (--pretrained no has it trained first), and what "
-            "its inputs looked like in training"
-        )
+        proposed: str | None
+        advice = "check that its weights were loaded, and what its inputs looked like in training"
         if seen.raised:
-            advice = "this run trained it, and it learned nothing: train it longer, or elsewhere"
-        return Finding("inputs", "bad", says, advice)
+            proposed, note = teacher_longer(seen, command)
+            advice = f"this run trained it, and it learned nothing: train it longer{note}"
+        else:
+            proposed, note = _untrained(seen, command)
+            advice += note
+        return Finding("inputs", "bad", says, advice, proposed)
     return Finding("inputs", "good", f"the teacher has {t.accuracy:.3f} on the training set")
 
 
-def calibration(seen: Seen) -> Finding:
+def _untrained(seen: Seen, command: Command) -> tuple[str | None, str]:
+    """The command whose run trains the teacher first, where it is named in a library's words."""
+    teacher = value_of(command, "--teacher") or ""
+    if not of_library(teacher) or seen.trained_by_run:
+        return None, ""
+    bare = {"--teacher": teacher.partition("@")[0], "--pretrained": "no"}
+    proposed, _ = anew(seen, command, bare)
+    return proposed, "; --pretrained no has the run train it first"
+
+
+def calibration(seen: Seen, command: Command) -> Finding:
     """Is the teacher as sure as it is right, on held-out samples?"""
     t = seen.answers.get(("teacher", "held"))
     if t is not None and not t.hard:
@@ -148,7 +176,7 @@ def calibration(seen: Seen) -> Finding:
         side = seen.records.appraisal.get("sides", {}).get("teacher", {}) if seen.records else {}
         n = seen.samples.get("held", 0)
         if t is not None or side.get("ece") is None or not n or side.get("score") is None:
-            return _unknown("calibration", seen, "the teacher gives no probabilities")
+            return seen.unknown("calibration", "the teacher gives no probabilities")
         ece, sure, right = side["ece"], side["confidence"], side["score"]
     says = f"the teacher's calibration error is {ece:.3f}: {sure:.3f} sure, {right:.3f} right"
     apart = abs(sure - right) > limits.NOISE * error_of(right, n)
@@ -157,52 +185,16 @@ def calibration(seen: Seen) -> Finding:
     if ece < least or not apart:
         return Finding("calibration", "good", says)
     over = "surer than it is right" if sure > right else "less sure than it is right"
-    advice = f"it is {over}; scale its logits on held-out samples, or take a higher temperature"
+    advice = f"it is {over}; scale its logits on held-out samples"
+    tau, scale = getattr(seen.method, "tau", None), _scale(t) if t is not None else 1.0
+    proposed = None
+    if isinstance(tau, int | float) and scale > 1:
+        advice += f", or take a higher temperature: {scale:g} times that of the method"
+        proposed = again(command, {"--tau": float(f"{tau * scale:.2g}")})
     state: State = "bad" if ece >= limits.ECE_BAD and sure > right else "watch"
-    return Finding("calibration", state, says, advice)
+    return Finding("calibration", state, says, advice, proposed)
 
 
-def _of_records(seen: Seen) -> tuple[float, float | None, float | None] | None:
-    told = seen.records.appraisal.get("agreement", {}) if seen.records else {}
-    mine = told.get("student", {})
-    if mine.get("top1") is None:
-        return None
-    return mine["top1"], mine.get("kl"), told.get("baseline", {}).get("top1")
-
-
-def agreement(seen: Seen) -> Finding:
-    """Do student and teacher answer alike?"""
-    if seen.misread or "classes" in seen.faults:
-        return Finding("agreement", "unknown", "not known: the teacher is fed or read wrongly")
-    s, t = seen.answers.get(("student", "held")), seen.answers.get(("teacher", "held"))
-    alone: float | None = None
-    found = _of_records(seen)
-    if s is not None and t is not None and s.logits.shape[1] == t.logits.shape[1]:
-        n = min(len(s), len(t))  # of the same samples; a slow side was asked on fewer
-        s, t = s.at(slice(n)), t.at(slice(n))
-        top1, kl = _alike(s.logits, t.logits, t.hard)
-        alone = found[2] if found else None
-    elif found is not None:
-        top1, kl, alone = found
-    else:
-        return _unknown("agreement", seen, "the two sides were not asked on the same samples")
-    says = f"student and teacher give the same first class to {top1:.3f} of held-out samples"
-    says += f", with a mean KL of {kl:.3f} nats" if kl is not None else ""
-    says += f" (the student alone: {alone:.3f})" if alone is not None else ""
-    n = seen.count("held")
-    noise = limits.NOISE * error_of(top1, n) if n else 0.0
-    if alone is not None and top1 < alone - max(limits.LESS, noise):
-        advice = "the teaching did not reach the student: give the teacher's terms more weight"
-        return Finding("agreement", "watch", says, advice)
-    a, b = seen.score("student", "held"), seen.score("teacher", "held")
-    if a is not None and b is not None and seen.classes > 1:
-        by_chance = a * b + (1 - a) * (1 - b) / (seen.classes - 1)
-        if top1 < by_chance - max(limits.APART, noise):
-            advice = f"two independent judges this good agree on {by_chance:.3f}; look at the data"
-            return Finding("agreement", "watch", says, advice)
-    return Finding("agreement", "good", says)
-
-
-def _alike(s: Tensor, t: Tensor, hard: bool) -> tuple[float, float | None]:
-    told = measures.agreements({"student": s, "teacher": t.argmax(-1) if hard else t})["student"]
-    return told["top1"], told.get("kl")
+def _scale(t: Answers) -> float:
+    """The temperature, of a few, at which a teacher's answers are nearest to the labels."""
+    return min(limits.TAUS, key=lambda c: float(F.cross_entropy(t.logits.double() / c, t.y)))

@@ -11,11 +11,17 @@ from typing import Any
 from limbeck.core.vocabulary import ENTRIES
 from limbeck.doctor import limits
 from limbeck.doctor.numbers import entropy
+from limbeck.doctor.proposals import (
+    Command,
+    for_texts,
+    modules,
+    named_in,
+    reading_features,
+    weighed,
+)
 from limbeck.doctor.seen import Seen, Tapped, first_line
 from limbeck.doctor.words import Finding, State, again
-from limbeck.errors import NonFinite
-
-Command = Sequence[str]
+from limbeck.errors import NonFinite, UsageError
 
 
 def temperature(seen: Seen, command: Command) -> Finding:
@@ -52,7 +58,7 @@ def temperature(seen: Seen, command: Command) -> Finding:
     )
 
 
-def soft_targets(seen: Seen) -> Finding:
+def soft_targets(seen: Seen, command: Command) -> Finding:
     """Is there more in the teacher's answers than in labels?"""
     name = "soft targets"
     if seen.method is not None and "logits" not in seen.needs():
@@ -77,7 +83,7 @@ def soft_targets(seen: Seen) -> Finding:
         "its answers are the labels: teach on samples it was not trained on, or take a method that "
         "reads features (limbeck list --kind feature)"
     )
-    return Finding(name, "watch", says, advice)
+    return Finding(name, "watch", says, advice, reading_features(seen, command))
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,8 @@ def balance(seen: Seen, command: Command) -> Finding:
     fine = rates is not None and rates.end[rates.own] < rates.start
     if isinstance(error, NonFinite) and fine:
         says = f"{error}; the labels alone do not break at this rate"
-        return Finding("balance", "bad", says, "lower the weights of the method's terms")
+        advice = "lower the weights of the method's terms"
+        return Finding("balance", "bad", says, advice, weighed(seen, command, 0.1))
     stages = norms_of(seen.rows)
     several = [n for n in stages if len(n.best) > 1]
     if not several:
@@ -171,31 +178,44 @@ def _reweighed(seen: Seen, norms: Mapping[str, float]) -> dict[str, float] | Non
     return {f"--{large}": float(f"{weights[large][0] * rest / norms[large]:.2g}")}
 
 
-def taps(seen: Seen) -> Finding:
+_PLAIN = {"logits", "probabilities", "labels", "text", "signal", "hidden", "head"}
+"""Entries that a model shows by itself, or its reader."""
+
+
+def taps(seen: Seen, command: Command) -> Finding:
     """Do the places inside fit each other, as far as the method reads them?"""
-    inner = (seen.needs() & set(ENTRIES)) - {"logits", "labels", "text"}
-    needed = inner | (seen.needs() & set(seen.task.taps if seen.task else ()))
+    there = set(seen.task.taps) if seen.task else set()
+    needed = seen.needs() & (there | (set(ENTRIES) - _PLAIN))
     error = seen.tried.error if seen.tried else None
     if error is not None and not isinstance(error, NonFinite) and "classes" not in seen.faults:
         says = f"{seen.key} cannot run: {first_line(error)}"
+        if other := named_in(seen, command, says):
+            return Finding("fit", "bad", says, "take the method that is named", other)
+        if not isinstance(error, UsageError) and (other := for_texts(seen, command)):
+            return Finding("fit", "bad", says, "take a method that is for texts", other)
         if not needed:
-            return Finding("fit", "bad", says, "look at shapes with: limbeck run ... --dry")
+            dry = again(command, {"--dry": None})
+            return Finding("fit", "bad", says, "look at its shapes", dry)
         told = "; ".join(_shapes(t) for t in seen.taps if t.name in needed and not t.error)
         advice = "name other modules: --taps NAME=TEACHER,STUDENT"
-        return Finding("taps", "bad", says, f"{advice} ({told})" if told else advice)
+        advice = f"{advice} ({told})" if told else advice
+        return Finding("taps", "bad", says, advice, modules(command))
     broken = [t for t in seen.taps if t.error and t.name in needed]
     if broken:
         says = "; ".join(f"{t.name}: {t.error}" for t in broken)
-        return Finding("taps", "bad", says, "name other modules: --taps NAME=TEACHER,STUDENT")
+        advice = "name other modules: --taps NAME=TEACHER,STUDENT"
+        return Finding("taps", "bad", says, advice, modules(command))
     apart = [t for t in seen.taps if t.name in needed and len(t.teacher) != len(t.student)]
     if apart:
         says = "; ".join(_shapes(t) for t in apart) + ": not of one kind"
-        return Finding("taps", "watch", says, "tap maps on both sides, or vectors, or tokens")
+        advice = "tap maps on both sides, or vectors, or tokens"
+        return Finding("taps", "watch", says, advice, modules(command))
     if not needed:
         if seen.records is not None and seen.task is None:
             return Finding("taps", "unknown", "not known: the task is not at hand")
         return Finding("taps", "good", f"{seen.key} reads no taps")
-    return Finding("taps", "good", "; ".join(_shapes(t) for t in seen.taps if t.name in needed))
+    read = "; ".join(_shapes(t) for t in seen.taps if t.name in needed)
+    return Finding("taps", "good", read or f"{seen.key} reads {', '.join(sorted(needed))}")
 
 
 def _shapes(t: Tapped) -> str:
@@ -204,18 +224,3 @@ def _shapes(t: Tapped) -> str:
 
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "unread"
-
-
-def features(seen: Seen) -> Finding:
-    """How alike are the two sides' features?"""
-    found = {t.name: t.cka for t in seen.taps if t.cka is not None}
-    if not found:
-        return Finding("features", "unknown", "not known: nothing is tapped on both sides")
-    told = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
-    says = f"linear CKA of the sides' features: {told}"
-    needed = seen.needs() & set(found)
-    low = [name for name in needed if found[name] < limits.ALIKE]
-    if low and seen.records is not None and not seen.misread:
-        advice = f"the student does not look at {', '.join(low)}; give the term more weight"
-        return Finding("features", "watch", says, advice)
-    return Finding("features", "good", says)

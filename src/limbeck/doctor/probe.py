@@ -29,6 +29,8 @@ _LONG = 15.0
 """Seconds above which it is said how long all fits will take."""
 _FITS = 4
 """Short fits in all, in steps of the method's first: those without a teacher cost less."""
+_PASS = 2
+"""Batches that a fit by heart has in an epoch."""
 
 
 class Probing(Run):
@@ -117,46 +119,71 @@ def losses(rows: Sequence[Row]) -> list[float]:
     return [math.fsum(row["terms"].values()) for row in rows if "terms" in row]
 
 
+class _Enough(Exception):
+    """A fit has learnt its samples, or there is no more time for it."""
+
+
 def by_heart(task: Task, steps: int, seed: int, device: str | None) -> tuple[int, float]:
     """How many training samples a fresh student was asked to learn, and its accuracy on them.
 
-    It has twice the steps of a short fit, or more if it must (of slow models fewer), Adam at
-    several rates and no penalty on its weights, so that the task's own settings are not what fails.
+    It has twice the steps of a short fit, or more if it must, Adam at several rates and no penalty
+    on its weights, so that the task's own settings are not what fails. It ends once the samples are
+    learnt; of slow models they are fewer, in smaller batches.
 
     Raises:
-        UsageError: it takes too long to be known.
+        UsageError: the time is over before it is known (the sentence says how to give more), or
+            samples have several labels.
     """
     table = Table(task.set("train"))
     slow = steps < limits.STEPS
-    most = limits.BY_HEART // 2 if slow else limits.BY_HEART
+    most = limits.BY_HEART // 4 if slow else limits.BY_HEART
     tries = ((2, 2e-3), (6, 5e-3)) if slow else ((2, 2e-3), (2, 1e-2), (10, 5e-3))
     m = min(most, len(table))
     numbers = torch.randperm(len(table), generator=generator(seed, "by heart"))[:m]
     rows = table.rows(numbers, "by heart")
+    if getattr(rows.columns.get("y"), "ndim", 1) == 2:
+        raise UsageError("learning by heart is counted in classes, and a sample has several labels")
     few = Epochs({k: v for k, v in rows.columns.items() if k != "index"})
+    reader = reader_of(task.readers, "student")
     best = 0.0
-    begun = time.perf_counter()
-
-    def on_time(stage: str, done: int) -> None:
-        if time.perf_counter() - begun > limits.HEART:
-            raise UsageError(
-                f"learning {m} samples by heart takes more than {limits.HEART:g} s here"
-            )
-
+    end = time.perf_counter() + limits.HEART * max(1.0, steps / limits.LEAST)
     for times, lr in tries:
         budget = Budget(
             steps=times * steps, batch=max(1, min(most // 2, m)), optimiser=Optimiser("adam", lr=lr)
         )
         bare = replace(task, teacher=None, taps={}, budget=budget)
-        run = Probing(bare, seed, device, after_step=on_time)
-        try:
-            with run, globals_kept():
-                student = run.student(bare)
-                fit(Labels(), student, Nobody(), few, name="by-heart")
-        except NonFinite:
-            continue
-        reader = reader_of(task.readers, "student")
-        best = max(best, measure(student, few.table, accuracy, reader, run.device))
+        student, device_ = _learning(bare, few, seed, device, end)
+        if student is not None:
+            best = max(best, measure(student, few.table, accuracy, reader, device_))
         if best >= limits.FITS:
             break
+        if time.perf_counter() > end:
+            raise UsageError(
+                f"the time to learn {m} samples by heart was over when {best:.3f} of them were "
+                f"learnt; --probe-steps {2 * steps} gives twice as much"
+            )
     return m, best
+
+
+def _learning(
+    bare: Task, few: Epochs, seed: int, device: str | None, end: float
+) -> tuple[nn.Module | None, torch.device]:
+    """A fresh student after a fit on a few samples, and where it is; None where it broke."""
+
+    def after(stage: str, done: int) -> None:
+        last = losses(run.rows)[-_PASS:]  # as many batches as hold all samples
+        learnt = len(last) == _PASS and max(last) < limits.KNOWN
+        if learnt or time.perf_counter() > end:
+            raise _Enough
+
+    run = Probing(bare, seed, device, after_step=after)
+    student: nn.Module | None = None
+    try:
+        with run, globals_kept():
+            student = run.student(bare)
+            fit(Labels(), student, Nobody(), few, name="by-heart")
+    except _Enough:
+        pass
+    except NonFinite:
+        student = None
+    return student, run.device

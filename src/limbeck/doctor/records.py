@@ -53,9 +53,46 @@ class Records:
         return shlex.split(text) if text else None
 
     @property
+    def seeds(self) -> list[int]:
+        """The seeds that were asked for together, this one among them."""
+        return list((self.told.get("request") or {}).get("seeds") or ())
+
+    @property
+    def whole(self) -> Path:
+        """What `limbeck resume` takes: the folder of all seeds, where this is one of several."""
+        name = self.folder.resolve().name
+        if len(self.seeds) < 2 or name not in map(_name, self.seeds):
+            return self.folder
+        return self.folder.parent if self.folder.name == name else self.folder.resolve().parent
+
+    @property
+    def open(self) -> list[int]:
+        """The other seeds that are not finished, or not begun."""
+        if self.whole == self.folder:
+            return []
+        left = (s for s in self.seeds if not (self.whole / _name(s) / "result.json").exists())
+        return [s for s in left if _name(s) != self.folder.resolve().name]
+
+    @property
     def teacher(self) -> Path:
         """Where the teacher lies, if it was trained in this run."""
         return self.folder / "teacher.safetensors"
+
+    def own_scores(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Scores that are no accuracies, by side, and their standard errors where they are told."""
+        found: dict[str, float] = {}
+        errors: dict[str, float] = {}
+        name = str(self.result.get("score_name") or "accuracy")
+        if name == "accuracy":
+            return found, errors
+        for theirs, ours in (("teacher", "teacher"), ("score", "student"), ("baseline", "alone")):
+            value = self.result.get(theirs)
+            if isinstance(value, int | float) and math.isfinite(value):
+                found[ours] = float(value)
+                side = self.appraisal.get("sides", {}).get({"score": "student"}.get(theirs, theirs))
+                error = (side or {}).get(f"{name.replace(' ', '_')}_se")
+                errors |= {ours: float(error)} if isinstance(error, int | float) else {}
+        return found, errors
 
     def scores(self) -> dict[tuple[str, str], float]:
         """Accuracies by side (teacher, student, alone) and set (train, held), as appraised."""
@@ -73,19 +110,44 @@ class Records:
         return found
 
 
+def _name(seed: int) -> str:
+    return f"seed-{seed}"
+
+
+def chosen(folder: str | Path) -> tuple[Path, str]:
+    """The run to look at, and a sentence on which it is where a folder holds several seeds.
+
+    It is the first seed that is finished, else the first.
+    """
+    place = Path(folder)
+    seeds = sorted(
+        (path.parent for path in place.glob("seed-*/run.json")),
+        key=lambda path: (len(path.name), path.name),
+    )
+    if not seeds or (place / "run.json").exists():
+        return place, ""
+    done = [path for path in seeds if (path / "result.json").exists()]
+    first = (done or seeds)[0]
+    records = read(first)
+    asked = max(len(seeds), len(records.seeds))
+    if not done:
+        return first, f"what is said is of {first}, the first of {asked} seeds; none is finished"
+    told = f"what is said is of {first}, the first finished of {asked} seeds"
+    if names := ", ".join(map(_name, records.open)):
+        told += f" (not finished: {names}; go on with: limbeck resume {shlex.quote(str(place))})"
+    return first, told
+
+
 def read(folder: str | Path) -> Records:
-    """Read the records of a run.
+    """Read the records of a run; of several seeds those of the one that is `chosen`.
 
     Raises:
         Missing: there is no run.
         UsageError: a file cannot be read.
     """
-    place = Path(folder)
+    place, _ = chosen(folder)
     told = _json(place / "run.json")
     if told is None:
-        seeds = sorted(p.parent.name for p in place.glob("seed-*/run.json"))
-        if seeds:
-            raise Missing(f"{place} holds runs of several seeds; name one, as {place / seeds[0]}")
         raise Missing(f"there is no run in {place} (no run.json)")
     try:
         lines = (place / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -17,6 +17,7 @@ from limbeck.doctor.probe import Tried
 from limbeck.doctor.rates import Alone
 from limbeck.doctor.records import Records, Row
 from limbeck.doctor.sides import Answers
+from limbeck.doctor.words import Finding
 from limbeck.errors import UsageError
 
 Place = tuple[str, str]  # side (teacher, student, alone), set (train, held)
@@ -44,8 +45,13 @@ class Seen:
     classes: int = 0
     steps: int = 0  # of a short fit
     samples: dict[str, int] = field(default_factory=dict)
+    held: str = ""  # the name of the set of held-out samples, where it is known
     answers: dict[Place, Answers] = field(default_factory=dict)
     told: dict[Place, float] = field(default_factory=dict)  # accuracies that records give
+    scored: dict[str, float] = field(default_factory=dict)  # by side, where no accuracy is meant
+    errors: dict[str, float] = field(default_factory=dict)  # their standard errors, where known
+    score_name: str = ""
+    score_higher: bool = True
     rows: Sequence[Row] = ()
     tried: Tried | None = None
     slower: Tried | None = None  # the same at a tenth of the rate
@@ -72,6 +78,11 @@ class Seen:
         told = self.records.appraisal if self.records and where == "held" else {}
         counts = told.get("sides", {}).get("student", {}).get("per_class_count")
         return max(counts) / sum(counts) if counts and sum(counts) else None
+
+    @property
+    def held_out(self) -> str:
+        """The samples that scores are of, in words."""
+        return f"held-out samples of '{self.held}'" if self.held else "held-out samples"
 
     @property
     def raised(self) -> bool:
@@ -103,6 +114,11 @@ class Seen:
         for need in parse_needs(card.needs) if card else ():
             asked |= {n.name for some in need for n in some if n.side in ("both", "teacher")}
         return asked
+
+    def unknown(self, name: str, otherwise: str) -> Finding:
+        """What cannot be said of the teacher, with the first reason there is."""
+        why = self.faults.get("teacher") or self.faults.get("task") or otherwise
+        return Finding(name, "unknown", f"not known: {why}")
 
     @contextmanager
     def noting(self, name: str) -> Iterator[None]:

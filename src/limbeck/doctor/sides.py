@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from limbeck.core.data import Batch, Table, reader_of
 from limbeck.core.evaluate import evaluating
-from limbeck.core.method import Clock
+from limbeck.core.looking import asking
 from limbeck.core.task import Task
 from limbeck.core.teacher import Setting
 from limbeck.core.views import Look, Side
@@ -22,7 +22,6 @@ from limbeck.doctor import limits
 from limbeck.errors import UsageError
 
 SideOf = Callable[[Batch], Side]
-_CLOCK = Clock(0, "doctor", 0, 1, 1)
 _CHUNK = 64
 
 
@@ -109,13 +108,8 @@ def taught_by(
         return change(x) if change else x
 
     setting = Setting(paths or {}, read if change else reader, device)
-    live = task.the_teacher().attach(setting)
-    try:
-        live.check(table)
-        with torch.no_grad():
-            yield lambda batch: live.side(batch, _CLOCK)
-    finally:
-        live.close()
+    with asking(task.the_teacher(), setting, table) as side_of, torch.no_grad():
+        yield side_of
 
 
 @contextmanager

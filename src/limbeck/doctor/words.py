@@ -67,9 +67,10 @@ def concluded(
     watch = [f.name for f in ordered if f.state == "watch"]
     good = sum(f.state == "good" for f in ordered)
     if failed:
-        named = [*bad, *watch]
-        why = ", ".join(named) if named else "none of the other questions says why"
+        beside = [name for name in watch if name != "run"]
+        why = ", ".join(bad) if bad else "none of the other questions says why"
         verdict = f"the run failed: {why}"
+        verdict += f"; {len(beside)} to watch ({', '.join(beside)})" if beside else ""
     elif bad:
         verdict = f"{_count(len(bad), 'fault')} ({', '.join(bad)})"
         verdict += f", {len(watch)} to watch ({', '.join(watch)})" if watch else ""

@@ -1,1 +1,1 @@
-"""Methods for models of pictures and text together."""
+"""Methods for models of several modalities: pictures with sound or text, sensors of two kinds."""

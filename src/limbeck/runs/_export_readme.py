@@ -7,7 +7,7 @@ import textwrap
 from typing import Any
 
 from limbeck.core.sources.own import file_of
-from limbeck.runs._export_sample import answer_of
+from limbeck.runs._export_sample import answer_of, scaled
 from limbeck.runs._export_student import Form, Student
 
 _NEEDS = {
@@ -17,6 +17,9 @@ _NEEDS = {
     "transformers": "transformers and torch",
     "class": "torch, safetensors and the student's own class",
 }
+_BESIDE = """\
+student.json says the same and more, for programs.
+sample.json is one of your own samples: leave it out of what you pass on, if it is private."""
 _OPEN = {
     "pt2": """\
 import json
@@ -125,7 +128,7 @@ def _told(student: Student, form: Form, facts: dict[str, Any]) -> str:
         f"{', '.join(map(str, check['batches']))}, its outputs differ from the original's by at "
         f"most {check['difference']:.2g} ({check['tolerance']:.2g} was allowed)"
     )
-    return "\n".join(lines) + "\nstudent.json says the same and more, for programs."
+    return "\n".join([*lines, _BESIDE])
 
 
 def _use(student: Student, form: Form, facts: dict[str, Any]) -> str:
@@ -133,7 +136,7 @@ def _use(student: Student, form: Form, facts: dict[str, Any]) -> str:
     onnx = form.how == "onnx"
     lines = [_made(each, onnx) for each in facts["takes"]]
     if len(lines) == 1 and facts["takes"][0]["dtype"] == "float32":
-        lines = _scaled(lines[0], facts["takes"][0], facts["inputs"] or {}, onnx)
+        lines = scaled(lines[0], facts["takes"][0], facts["inputs"] or {}, onnx)
     lines.insert(0, 'sample = json.load(open("sample.json", encoding="utf-8"))')
     plain = ", ".join(student.samples)
     answer = student.gives if student.gives.isidentifier() else "output"
@@ -204,33 +207,6 @@ def _made(each: dict[str, Any], onnx: bool) -> str:
         kind = {"bool": "numpy.bool_"}.get(each["dtype"], f"numpy.{each['dtype']}")
         return given.format("numpy.array", kind)
     return given.format("torch.tensor", f"torch.{each['dtype']}")
-
-
-def _scaled(line: str, each: dict[str, Any], inputs: dict[str, Any], onnx: bool) -> list[str]:
-    """The lines for pictures and tables: what a raw sample is, and how it is brought to scale."""
-    name, kind = each["name"], inputs.get("kind")
-    if kind == "pictures":
-        told = " x ".join(map(str, each["shape"][-2:]))
-        how = "bicubic" if inputs.get("interpolation") == "bicubic" else "bilinear"
-        lines = [
-            "# your pictures (here that of sample.json), values from 0 to 1: the shorter side",
-            f"# resized ({how}) and the middle cut out, {told}",
-            line,
-        ]
-        end = "reshape(-1, 1, 1)"
-    elif kind == "table":
-        told = ", ".join(map(repr, inputs.get("columns") or ()))  # a name may hold a line break
-        told = told if len(told) <= 70 else 'as in facts["inputs"]["columns"]'
-        lines, end = [f"# your rows (here that of sample.json); columns: {told}", line], ""
-    else:
-        return ["# what the student itself takes, after any scaling; sample.json has one", line]
-    if not (inputs.get("mean") and inputs.get("std")):
-        return lines
-    array = "numpy.float32({0})" if onnx else "torch.tensor({0})"
-    for which in ("mean", "std"):
-        value = array.format(f'facts["inputs"]["{which}"]')
-        lines.append(f"{which} = {value}{'.' if end else ''}{end}")
-    return [*lines, f"{name} = ({name} - mean) / std"]
 
 
 def _warning(student: Student, form: Form) -> str:

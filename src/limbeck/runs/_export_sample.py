@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.core.evaluate import evaluating
 from limbeck.runs._export_student import Student
 
-__all__ = ["answer_of", "sample_of"]
+__all__ = ["answer_of", "sample_of", "scaled"]
 
 
 def sample_of(student: Student, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -47,3 +47,30 @@ def answer_of(student: Student, names: Sequence[str]) -> str:
         best = student.ask(student.model)(student.batch(1)).argmax(-1)
     told = repr([str(names[int(i)]) for i in best])
     return f"  # {told}" if len(told) <= 40 else ""
+
+
+def scaled(line: str, each: dict[str, Any], inputs: dict[str, Any], onnx: bool) -> list[str]:
+    """The lines for pictures and tables: what a raw sample is, and how it is brought to scale."""
+    name, kind = each["name"], inputs.get("kind")
+    if kind == "pictures":
+        told = " x ".join(map(str, each["shape"][-2:]))
+        how = "bicubic" if inputs.get("interpolation") == "bicubic" else "bilinear"
+        lines = [
+            "# your pictures (here that of sample.json), values from 0 to 1: the shorter side",
+            f"# resized ({how}) and the middle cut out, {told}",
+            line,
+        ]
+        end = "reshape(-1, 1, 1)"
+    elif kind == "table":
+        told = ", ".join(map(repr, inputs.get("columns") or ()))  # a name may hold a line break
+        told = told if len(told) <= 70 else 'as in facts["inputs"]["columns"]'
+        lines, end = [f"# your rows (here that of sample.json); columns: {told}", line], ""
+    else:
+        return ["# what the student itself takes, after any scaling; sample.json has one", line]
+    if not (inputs.get("mean") and inputs.get("std")):
+        return lines
+    array = "numpy.float32({0})" if onnx else "torch.tensor({0})"
+    for which in ("mean", "std"):
+        value = array.format(f'facts["inputs"]["{which}"]')
+        lines.append(f"{which} = {value}{'.' if end else ''}{end}")
+    return [*lines, f"{name} = ({name} - mean) / std"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from limbeck.core.data import Batch, Table, reader_of
 from limbeck.core.evaluate import evaluating
-from limbeck.core.method import Clock
+from limbeck.core.looking import asking
 from limbeck.core.score import Score
 from limbeck.core.task import Task
-from limbeck.core.teacher import Setting, Teacher
+from limbeck.core.teacher import Setting
 from limbeck.core.views import Side, entries_of
 from limbeck.core.views import shown as seen
 from limbeck.errors import Missing, UsageError
@@ -29,7 +29,6 @@ __all__ = ["appraise"]
 APART = 12
 TRAIN = 2000
 _CHUNK = 512
-_CLOCK = Clock(0, "appraisal", 0, 1, 1)
 
 Answers = dict[str, Tensor]
 """By side what it answered, on the CPU: logits (N, C, ...), or labels (N,) of a black box."""
@@ -118,9 +117,10 @@ def _ask(
         asks = {name: of_model(model) for name, model in models.items()}
         for model in models.values():
             stack.enter_context(evaluating(model))
-        if (live := _live(task, table, device)) is not None:
-            stack.callback(live.close)
-            asks["teacher"] = lambda batch: _answer(live.side(batch, _CLOCK))
+        setting = Setting(reader=reader_of(task.readers, "teacher"), device=device)
+        with suppress(UsageError):  # not trained, or a cache of other samples: it knows nothing
+            view = stack.enter_context(asking(task.the_teacher(), setting, table))
+            asks["teacher"] = lambda batch: _answer(view(batch))
         labels: list[Tensor] = []
         got: dict[str, list[Tensor]] = {name: [] for name in asks}
         for numbers in torch.split(rows, _CHUNK):
@@ -135,21 +135,6 @@ def _ask(
                     silent[name] = str(error)
     y = torch.cat(labels) if labels else None
     return y, {name: torch.cat(pieces) for name, pieces in got.items()}, silent
-
-
-def _live(task: Task, table: Table, device: torch.device) -> Teacher | None:
-    """The teacher, ready to be asked; None where it knows nothing of this table."""
-    setting = Setting(reader=reader_of(task.readers, "teacher"), device=device)
-    try:
-        live = task.the_teacher().attach(setting)
-    except UsageError:  # not trained
-        return None
-    try:
-        live.check(table)
-    except UsageError:  # a cache of other samples
-        live.close()
-        return None
-    return live
 
 
 def _answer(side: Side) -> Tensor:

@@ -21,7 +21,8 @@ from limbeck.core.data import Table, reader_of
 from limbeck.core.engine import fit
 from limbeck.core.evaluate import measure
 from limbeck.core.files import cache_folder
-from limbeck.core.method import Clock, Objective
+from limbeck.core.looking import asking
+from limbeck.core.method import Objective
 from limbeck.core.objectives import Labels, NextTokens
 from limbeck.core.run import Run
 from limbeck.core.sources import models
@@ -119,11 +120,9 @@ def doubt(task: Task, device: torch.device) -> str | None:
     y, classes = batch.columns.get("y"), task.count_classes()
     if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point() or not classes:
         return None
-    live = teacher.attach(Setting(reader=reader_of(task.readers, "teacher"), device=device))
-    try:
-        guess = live.side(batch, Clock(0, "doubt", 0, 1, 1)).labels
-    finally:
-        live.close()
+    setting = Setting(reader=reader_of(task.readers, "teacher"), device=device)
+    with asking(teacher, setting, table) as view:
+        guess = view(batch).labels
     right = float((torch.as_tensor(guess).cpu() == y.cpu()).double().mean())
     if right >= min(2 / classes, (1 + 1 / classes) / 2):  # of two classes twice chance is all
         return None

@@ -99,10 +99,11 @@ def taught(
         name: of world and model.
         make: gives the module.
         truth: what it learns.
-        task: its `train` and the student's reader, with which it is looked at.
+        task: its `train`, with x and y, and the student's reader, with which it is looked at.
         budget: of its training.
     """
-    rows: dict[str, Tensor] = {**task.train["x"], "y": task.train["y"]}
+    x, y = task.train["x"], task.train["y"]
+    rows: dict[str, Tensor] = {**(x if isinstance(x, Mapping) else {"x": x}), "y": y}
     facts = repr((name, digest_tensors(rows), budget, truth))
     with globals_kept():
         seed_globals("teacher", name)

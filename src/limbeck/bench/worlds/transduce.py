@@ -3,7 +3,7 @@
 Some are commoner than others, as in what people write, so that a teacher has a mode to be found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -41,8 +41,8 @@ def task(
 ) -> Task:
     """Make the task: pairs of sentences, of the translations of each source one by (uneven) chance.
 
-    `data["bleu"](model, beams=1)` is the BLEU of what a model writes to the test set, against all
-    translations that are right. A word counts as one byte.
+    `data["bleu"](model, beams=1, on="test")` is the BLEU of what a model writes to a set, against
+    all translations that are right. A word counts as one byte.
 
     Args:
         teacher: a BART as layers x width, of encoder and decoder alike, 2x128 by default; 'none'.
@@ -69,7 +69,7 @@ def task(
         budget=rate(24, 1e-2, 16) if tiny else rate(1500, 3.5e-3),
         data={
             "text": Text(vocab, LENGTH, (EOS,), PAD, Words(VOCABULARY)),
-            "bleu": Bleu(tuple(rows["test"])),
+            "bleu": Bleu({name: tuple(rows[name]) for name in ("valid", "test")}),
         },
         readers={"student": Seq2Seq(vocab), "teacher": Seq2Seq(vocab)},
         name="transduce",
@@ -192,20 +192,20 @@ class Bleu:
     """BLEU of what a model writes to some sources, by beam search.
 
     Attributes:
-        sources: sentences.
+        sources: sentences of each set.
     """
 
-    sources: tuple[Sentence, ...]
+    sources: Mapping[str, tuple[Sentence, ...]]
 
-    def __call__(self, model: nn.Module, beams: int = 1) -> float:
+    def __call__(self, model: nn.Module, beams: int = 1, on: str = "test") -> float:
         """BLEU from 0 to 1; one beam is the likeliest word each time."""
-        device = next(model.parameters()).device
+        device, sources = next(model.parameters()).device, self.sources[on]
         said: list[Sentence] = []
-        for i in range(0, len(self.sources), 100):
-            rows = [[*(_IDS[w] for w in s), EOS] for s in self.sources[i : i + 100]]
+        for i in range(0, len(sources), 100):
+            rows = [[*(_IDS[w] for w in s), EOS] for s in sources[i : i + 100]]
             ids, mask = (t.to(device) for t in padded(rows, LENGTH))
             found = search(model, ids, mask, new=LENGTH - 1, beams=beams, eos=(EOS,), pad=PAD)
             said += [
                 tuple(str(VOCABULARY[i]) for i in spoken(row)) for row in found.ids[:, 0].tolist()
             ]
-        return bleu(said, [translations(source) for source in self.sources])
+        return bleu(said, [translations(source) for source in sources])

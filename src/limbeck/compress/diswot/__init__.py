@@ -118,6 +118,9 @@ class DisWOT(Method):
     relation_loss: float = number(0.0, least=0)
     card = CARD
 
+    def asks(self) -> tuple[str, ...]:
+        return (*CARD.needs, *(make(self.of).asks() if self.train else ()))
+
     def run(self, task: Task) -> Result:
         """Score the space; then teach the winner."""
         space = task.set("space")

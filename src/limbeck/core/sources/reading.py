@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from limbeck.core.data import Table
 from limbeck.core.evaluate import evaluating, predict
 from limbeck.core.first_look import classes_of
+from limbeck.core.looking import asking
 from limbeck.core.sources.sets import Sets, Standardise
 from limbeck.core.teacher import Setting, Teacher
 from limbeck.core.teachers import BlackBox, Cached, Frozen
@@ -55,14 +57,8 @@ def _cached_reader(teacher: Cached, sets: Sets, scale: Standardise | None) -> Re
     """The reader that a cache was written with."""
     table = Table(sets["train"])
     for reader in (scale, None):
-        live = teacher.attach(Setting(reader=reader))
-        try:
-            live.check(table)
-        except UsageError:
-            continue
-        finally:
-            live.close()
-        return reader
+        with suppress(UsageError), asking(teacher, Setting(reader=reader), table):
+            return reader
     return scale  # the run says what differs
 
 

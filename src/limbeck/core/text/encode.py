@@ -16,7 +16,7 @@ from limbeck.core.text.places import wanted
 from limbeck.core.text.tokens import array, coded, pad_of, stacked, tokens
 from limbeck.errors import UsageError
 
-__all__ = ["Samples", "answers", "blocks", "both", "labelled", "same", "whole"]
+__all__ = ["Samples", "answers", "blocks", "both", "labelled", "room_for", "same", "whole"]
 
 Row = Mapping[str, Any]
 
@@ -109,6 +109,14 @@ def answers(rows: Sequence[Row], tokenizer: Any, context: int) -> Samples:
     notes = _notes(len(rows), context, cut, filled, silent)
     ids, told = zip(*kept, strict=True)
     return Samples(*stacked(ids, told, tokenizer), notes)
+
+
+def room_for(rows: Sequence[Row], tokenizer: Any, context: int) -> list[int]:
+    """The rows of which `answers` keeps a sample, by number."""
+    written = [write(row, i, tokenizer) for i, row in enumerate(rows)]
+    some = [i for i, w in enumerate(written) if w.turns]
+    _, told = coded([written[i] for i in some], tokenizer)
+    return [i for i, each in zip(some, told, strict=True) if each[1:context].any()]
 
 
 def _notes(count: int, context: int, cut: int, filled: int, silent: int) -> tuple[str, ...]:

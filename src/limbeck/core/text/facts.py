@@ -21,7 +21,8 @@ class Text:
         eos: ids that end a text.
         pad: the id of padding.
         tokenizer: of the student; None in worlds that make ids themselves.
-        other: the teacher's tokenizer where it is another one, else None.
+        other: the teacher's tokenizer where it is another one, or the teacher reads in another way
+            (one of the sides is an encoder-decoder); else None.
     """
 
     vocab: int

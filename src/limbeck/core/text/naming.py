@@ -41,15 +41,39 @@ class Names:
         """Choose how texts are read by those of known tokens.
 
         Returns:
-            The share of the texts that are of other tokens, and one of them with what it should be.
+            The share of the texts that are of other tokens, 1 where one is another token's for
+            sure, and one of them with what it should be.
         """
         forms = {how: self._spelt(ids, how) for how in _HOW}
         hits = {how: sum(map(str.__eq__, forms[how], texts)) for how in _HOW}
         self.how, self._table = max(_HOW, key=hits.__getitem__), {}
-        rows = zip(texts, forms["decoded"], forms["written"], strict=True)
-        clear = [row for row in rows if _LOST not in row[1] and not row[0].startswith("bytes:")]
-        wrong = [row for row in clear if row[0].strip() not in (row[1].strip(), row[2].strip())]
-        return len(wrong) / max(1, len(clear)), wrong[0][:2] if wrong else ("", "")
+        rows = list(zip(ids, texts, forms["decoded"], forms["written"], strict=True))
+        for token, text, own, _ in rows:
+            if self.is_other(token, text):
+                return 1.0, (text, own)
+        clear = [row for row in rows if _LOST not in row[2] and not row[1].startswith("bytes:")]
+        wrong = [row for row in clear if row[1].strip() not in (row[2].strip(), row[3].strip())]
+        return len(wrong) / max(1, len(clear)), wrong[0][1:3] if wrong else ("", "")
+
+    def is_other(self, token: int, text: str) -> bool:
+        """Whether a text is that of one token alone, and not this one, but for blanks around it."""
+        found = self.id_of(text)
+        if found in (-1, token) or not text.strip():
+            return False
+        return text.strip() not in [self._spelt([token], how)[0].strip() for how in _HOW]
+
+    def text_of(self, token: int) -> str:
+        """A token as it is decoded."""
+        return self._spelt([token], "decoded")[0]
+
+    def spread(self, count: int) -> list[int]:
+        """Some tokens from all over the vocabulary whose texts can be told, ascending."""
+        special = set(self._tokenizer.all_special_ids)
+        step = max(1, self.vocab // (4 * count))
+        some = [i for i in range(step - 1, self.vocab, step) if i not in special]
+        texts = zip(some, self._spelt(some, "decoded"), strict=True)
+        clear = [i for i, text in texts if text.strip() and _LOST not in text]
+        return clear[:: max(1, -(-len(clear) // count))]
 
     def id_of(self, text: str) -> int:
         """The token of a text; -1 where it is none, or one of several."""

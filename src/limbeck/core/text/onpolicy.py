@@ -86,7 +86,7 @@ class OnPolicy(Batches):
                 "encoder-decoders; take the data's texts alone, or run seqkd"
             )
         models, weights = self._writers(source, student, teacher)
-        batch = batch.to(next(models[0].parameters()).device)
+        batch = batch.to(next(student.parameters()).device)  # a teacher may have no parameters
         ids, mask = prompts_of(batch, self.new, self.text.context, self.text.pad, self.least)
         written = generate(
             models,

@@ -32,7 +32,7 @@ __all__ = ["TOP", "Completions", "served"]
 
 TOP = 20  # what vLLM gives without a word; OpenAI gives 5
 FEW = 5
-LOOKED = 64  # tokens of the text that a server is first asked about
+LOOKED = 32  # tokens of a text that a server is first asked about, and so many of the vocabulary
 OTHER, LOST = 0.25, 0.2  # shares of texts of other tokens, and of tokens that cannot be told
 _NOTHING = -9000.0  # below it vLLM's -9999, which stands for minus infinity
 
@@ -179,17 +179,16 @@ class Completions:
         self.notes = tuple(notes)
 
     def _looked(self, ids: list[int]) -> dict[str, Any]:
-        choice, top = self._first(ids)
-        names = self._end.places(choice, ids)[0]
+        asked = [*ids, *self._names.spread(LOOKED)]  # after the text, which they do not change
+        choice, top = self._first(asked)
+        names = self._end.places(choice, asked)[0]
         by_id = Names.are_ids(names)
+        told = {name: part[: len(ids)] for name, part in choice["logprobs"].items() if part}
+        choice = {**choice, "logprobs": told}
         if not by_id:
-            share, (there, own) = self._names.settle(ids, names)
+            share, (there, own) = self._names.settle(asked, names)
             if share > OTHER:
-                raise UsageError(
-                    f"{self.shown} was sent tokens of one tokenizer and reads them by another "
-                    f"({there!r} for {own!r}, {share:.0%} of {len(ids)}); name the tokenizer of "
-                    f"{self.model}, {WHERE}"
-                )
+                raise self._other(there, own)
             try:
                 numbered = self._end.choices([ids], top, True)[0]
                 by_id = Names.are_ids(self._end.places(numbered, ids)[0])
@@ -208,6 +207,12 @@ class Completions:
                 "number, as vLLM does"
             )
         return {"top": top, "by_id": by_id, "how": self._names.how, "lost": lost}
+
+    def _other(self, there: str, own: str) -> UsageError:
+        return UsageError(
+            f"{self.shown} was sent tokens of one tokenizer and reads them by another ({there!r} "
+            f"for {own!r}); name the tokenizer of {self.model}, {WHERE}"
+        )
 
     def _first(self, ids: list[int]) -> tuple[Any, int]:
         """A first answer, and how many tokens of a place the server gives."""
@@ -231,6 +236,9 @@ class Completions:
     def _read(self, choice: Any, ids: list[int]) -> dict[str, str]:
         """An answer about T tokens as it is kept: T - 1 places of ids, values and the truth."""
         names, own, tops = self._end.places(choice, ids)
+        for token, name in zip(ids, names, strict=True):
+            if self._names.is_other(token, name):
+                raise self._other(name, self._names.text_of(token))
         number = np.full((len(ids) - 1, self.top), -1, dtype="<i4")
         logp = np.full(number.shape, -np.inf, dtype="<f4")
         truth = np.zeros(len(number), dtype="<f4")

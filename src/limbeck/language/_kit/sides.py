@@ -94,8 +94,10 @@ def student_of(given: Any, teacher: Found | None, classes: Classes) -> Found:
 def check_kinds(one: Found | None, two: Found, classes: Classes) -> None:
     own = "causal" if two.kind in ("classifier", "tagger") else two.kind
     wanted = ("tagger" if isinstance(classes, tuple) else "classifier") if classes else own
+    writers = {"causal", "seq2seq"}
     for side, model in (("teacher", one), ("student", two)):
-        if model is not None and model.kind != wanted:
+        both = {wanted, model.kind} if model is not None else set()
+        if model is not None and model.kind != wanted and not both <= writers:
             labels = "tags" if isinstance(classes, tuple) else "labels"
             rows = f"have {labels}" if classes else "have no labels"
             raise UsageError(
@@ -103,12 +105,29 @@ def check_kinds(one: Found | None, two: Found, classes: Classes) -> None:
                 f"the student '{two.name}' they are for a {wanted} one"
             )
         if model is not None and isinstance(classes, tuple):
-            theirs = model.config.num_labels
-            if theirs != len(classes):  # a module that was given, or a file's
-                raise UsageError(
-                    f"the {side} '{model.name}' has {theirs} tags and the data {len(classes)} "
-                    f"({', '.join(classes)}); give a model with a head for these"
-                )
+            _check_tags(side, model, classes)
+
+
+def _check_tags(side: str, model: Found, tags: tuple[str, ...]) -> None:
+    """Refuse a module that was given, or a file's, whose tags are not the data's in their order.
+
+    A config that names none (LABEL_0, ...), or data with numbers, say only how many there are.
+    """
+    named = model.config.id2label
+    theirs = tuple(str(named[i]) for i in sorted(named))
+    unnamed = tuple(f"LABEL_{i}" for i in range(len(tags)))
+    numbers = tuple(map(str, range(len(theirs))))
+    if theirs in (tags, unnamed) or tags == numbers:
+        return
+    if len(theirs) != len(tags):
+        what = f"has {len(theirs)} tags and the data {len(tags)}"
+    elif set(theirs) == set(tags):
+        what = "has the data's tags in another order"
+    else:
+        what = f"has other tags than the data ({', '.join(theirs[:8])})"
+    raise UsageError(
+        f"the {side} '{model.name}' {what} ({', '.join(tags)}); give a model with a head for these"
+    )
 
 
 def context_of(asked: int, models: Sequence[Found]) -> int:
@@ -120,17 +139,19 @@ def context_of(asked: int, models: Sequence[Found]) -> int:
 
 
 def other_of(one: Found | None, two: Found, server: Model | None = None) -> Any:
-    """The teacher's tokenizer, where it is not the student's; only causal models' are aligned."""
+    """The teacher's tokenizer, where its columns are not the student's."""
     if server is not None and server.tokenizer:
         named = tokenizer_of(server.tokenizer)
         return None if encode.same(named, two.tokenizer) else named
-    if one is None or one.kind == "classifier" or encode.same(one.tokenizer, two.tokenizer):
+    if one is None or one.kind == "classifier":
         return None
-    if two.kind != "causal":
+    if one.kind == two.kind and encode.same(one.tokenizer, two.tokenizer):
+        return None
+    if two.kind not in ("causal", "seq2seq"):
         raise UsageError(
             f"the teacher {one.name} has another tokenizer than the student {two.name}, and only "
-            f"causal models are taught across tokenizers, not {two.kind} ones; give one with the "
-            "student's"
+            f"models that write are taught across tokenizers, not {two.kind} ones; give one with "
+            "the student's"
         )
     return one.tokenizer
 

@@ -14,16 +14,17 @@ from limbeck.core.score import accuracy
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.core.teacher import Teacher
 from limbeck.core.teachers import Nobody
-from limbeck.core.text import encode, students, tagged, texts
+from limbeck.core.text import students, tagged, texts
 from limbeck.core.text.facts import MaskedText, TaggedText, Text
 from limbeck.core.text.masking import Masking, fixed, masked_nll
 from limbeck.core.text.models import Classes, Found, load
 from limbeck.core.text.places import IGNORED
 from limbeck.core.text.scores import bits_per_byte
-from limbeck.core.text.seq2seq import end_of, pairs
+from limbeck.core.text.seq2seq import end_of
 from limbeck.core.text.view import Causal
 from limbeck.errors import UsageError
 from limbeck.language._kit import sides
+from limbeck.language._kit.samples import cut
 
 __all__ = ["task"]
 
@@ -89,7 +90,7 @@ def task(
     sides.check_kinds(one, two, classes)
     context = sides.context_of(context, [m for m in (one, two) if m is not None])
     other = sides.other_of(one, two, server)
-    sets, notes = _encoded(found, two, other, context)
+    sets, notes = _encoded(found, one, two, other, context)
     first = {name: value[:1] for name, value in sets["train"]["x"].items()}
     make = sides.adapted(two.make, rank)
     readers: dict[str, Any] = {"student": sides.reader_of(two, make, first, "")}
@@ -119,7 +120,7 @@ def task(
         readers=readers,
         classes=None if isinstance(classes, tuple) else classes,
         name=re.sub(r"[^A-Za-z0-9_.]+", "-", f"{_short(student, two)}-{found.name}"),
-        notes=(*found.notes, *notes, *_said(two, other, context)),
+        notes=(*found.notes, *notes, *_said(two, other, context, "chunk" in first)),
         about={
             "inputs": {"kind": "text", "context": context},
             "names": list(found.names),
@@ -143,29 +144,13 @@ def _reader(teacher: Found | None, first: Mapping[str, Tensor], other: Any) -> A
 
 
 def _encoded(
-    found: texts.Texts, student: Found, other: Any, context: int
+    found: texts.Texts, teacher: Found | None, student: Found, other: Any, context: int
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The sets as columns, and what was cut."""
     sets, notes = {}, []
     for part in ("train", "valid", "test"):
         rows = getattr(found, part)
-        if student.kind == "masked" and "text" not in rows[0]:
-            raise UsageError(
-                "masked models are taught on plain texts, and these are answers; give others"
-            )
-        if student.kind == "tagger":
-            samples = encode.Samples(*tagged.encoded(rows, student.tokenizer, context))
-        elif found.names:
-            samples = encode.labelled(rows, student.tokenizer, context)
-        elif student.kind == "seq2seq":
-            start = student.config.decoder_start_token_id
-            samples = pairs(rows, student.tokenizer, context, start)
-        elif other is not None:
-            samples = encode.both(rows, student.tokenizer, other, context)
-        elif "text" in rows[0]:
-            samples = encode.blocks(rows, student.tokenizer, context)
-        else:
-            samples = encode.answers(rows, student.tokenizer, context)
+        samples = cut(rows, bool(found.names), teacher, student, other, context)
         columns: dict[str, Any] = {"x": samples.x, "y": samples.y}
         if student.kind == "masked":
             columns = fixed(samples.x, samples.y, _masking(student), part)
@@ -231,12 +216,15 @@ def _short(given: Any, found: Found) -> str:
     return given if isinstance(given, str) and students.is_words(given) else Path(found.name).name
 
 
-def _said(two: Found, other: Any, context: int) -> list[str]:
+def _said(two: Found, other: Any, context: int, aligned: bool) -> list[str]:
     notes = [f"samples are of {context} tokens at most"]
     if other is not None:
+        sizes = f"({len(other):,} and {len(two.tokenizer):,} tokens)"
         notes.append(
-            f"teacher and student have other tokenizers ({len(other):,} and "
-            f"{len(two.tokenizer):,} tokens): texts are aligned by bytes"
+            f"teacher and student have other tokenizers {sizes}: texts are aligned by bytes"
+            if aligned
+            else f"teacher and student read in other tokens {sizes} or ways: their tokens are not "
+            "aligned"
         )
     if two.untrained:
         notes.append(f"the student '{two.name}': {two.untrained}")

@@ -12,7 +12,7 @@ from limbeck.core.card import Card
 from limbeck.core.data import Batch, Batches
 from limbeck.core.engine import fit
 from limbeck.core.method import Clock, Facts, Mean, Objective, Result, Term, number
-from limbeck.core.run import current, stage
+from limbeck.core.run import current, rng, stage
 from limbeck.core.tables import Table
 from limbeck.core.task import Task
 from limbeck.core.text.facts import text_of
@@ -25,6 +25,7 @@ from limbeck.language.alm.balance import GradMag
 from limbeck.language.alm.bias import Unbiased, biased_pairs
 from limbeck.language.alm.chunks import Tokens
 from limbeck.language.alm.divergence import compared
+from limbeck.language.alm.hyper import put, taken
 from limbeck.language.alm.pieces import Pieces, Tools, tokenizers_of
 from limbeck.language.alm.transfer import embed
 
@@ -46,11 +47,8 @@ CARD = Card(
     "it occurs and only as far as the limit, by the tokenizer's bare model, which does not split "
     "into words. Chunks that are not neighbours in the text are never merged. A term without a "
     "gradient in the last layer has no part in GradMag. The loss on labels is off, as in the "
-    "paper's pure distillation; the code's later scripts add it.",
-    lacks=(
-        "the hypernetwork for embeddings",
-        "ensembles of models that were brought to one tokenizer",
-    ),
+    "paper's pure distillation; the code's later scripts add it. The hypernetwork is off too; "
+    "where embeddings and head are not tied each has its own, and the code's reads both at once.",
 )
 
 
@@ -70,6 +68,9 @@ class ALM(Objective):
     teacher gives white space next more than `boundary`. `append_space` makes the event "chunk, then
     white space". Where both sides read the same tokens none of that is needed. init = "fvt" makes
     the student's embeddings out of the teacher's: with a copy of its body, a new tokenizer.
+    `hyper` has a small network make the embeddings that are used of those that are trained; what
+    it makes is delivered. Models brought to one tokenizer are an ensemble, `limbeck.Crowd`, whose
+    signal is the mean of their probabilities.
 
     Trained: the student. Frozen: the teacher.
     Raises: UsageError where tokens cannot be read as bytes, widths differ, or all weights are 0.
@@ -97,6 +98,7 @@ class ALM(Objective):
     append_space: bool = True
     balance: bool = True
     init: Literal["none", "fvt"] = "none"
+    hyper: bool = False
     card = CARD
 
     def __post_init__(self) -> None:
@@ -202,7 +204,11 @@ class ALM(Objective):
             embed(student, teacher, text_of(task))
         if self.alm and self.merge == "pairs":
             batches = Unbiased(batches, *stage("pairs", lambda: self._biased(task)))
+        if self.hyper:
+            put(student, rng("hyper"))
         fitted = fit(self, student, teacher, batches, name="fit", task=task)
+        if self.hyper:
+            taken(fitted.student)
         return Result(model=fitted.student, log=fitted.log)
 
 

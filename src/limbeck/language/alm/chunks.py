@@ -68,6 +68,9 @@ def sides(batch: Batch, merged: bool = False) -> tuple[Tokens, Tokens]:
     Args:
         batch: x as `core/text/encode.both` makes it; y.
         merged: take the columns "merged" and "t_merged" of x for the chunks.
+
+    Raises:
+        UsageError: the two sides' tokens are not aligned.
     """
     x, told = batch.x, batch.y != IGNORED
     told = told & (torch.arange(told.shape[1], device=told.device) > 0)
@@ -75,6 +78,11 @@ def sides(batch: Batch, merged: bool = False) -> tuple[Tokens, Tokens]:
         chunk = torch.where(told, told.cumsum(1) - 1, -1)
         same = Tokens(x["ids"], chunk, max(1, int(chunk.max()) + 1))
         return same, same
+    if "chunk" not in x:
+        raise UsageError(
+            "one of the sides is an encoder-decoder, and the tokens of the two are not aligned, as "
+            "alm needs them; give causal models, or run uld"
+        )
     t_told = F.pad(x["t_wanted"], (1, 0))[:, :-1]
     chunk, t_chunk = (x["merged"], x["t_merged"]) if merged else (x["chunk"], x["t_chunk"])
     most = max(1, int(chunk.max()) + 1, int(t_chunk.max()) + 1)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core import processes
 from limbeck.core.data import Batch
-from limbeck.core.run import Run, current
+from limbeck.core.run import current
 from limbeck.core.tables import Table
 from limbeck.core.teacher import Setting, Teacher
 from limbeck.core.teachers import Frozen
@@ -23,11 +21,9 @@ from limbeck.core.text.places import IGNORED
 from limbeck.core.text.replay import joined, prompts_of
 from limbeck.core.text.seq2seq import is_pair
 from limbeck.errors import UsageError
+from limbeck.language._kit.kept import in_pieces
 
 __all__ = ["Writer", "answers", "nearest_of", "writing"]
-
-SHARDS = 50
-"""So many pieces of a data set are kept one by one; a killed run loses one at most."""
 
 ROWS = 512
 """Sources of one search at most: fewer where rows * beams * vocabulary * tokens pass `ROOM`."""
@@ -60,14 +56,17 @@ class Writer:
 
         They are "changed", so that a cache of the teacher on the data itself is refused.
         """
-        run, table = current(), Table(source)
+        table, device = Table(source), current().device
         rows = min(ROWS, max(1, ROOM // (self.beam * self.text.vocab * self.new)))
-        chunks = torch.split(torch.arange(len(table)), rows)
-        size = max(-(-len(chunks) // SHARDS), processes.world())
-        shards = [chunks[i : i + size] for i in range(0, len(chunks), size)]
-        live = writing(teacher).attach(Setting(device=run.device))
+        none = torch.zeros(0, self.text.context, dtype=torch.int64)
+        live = writing(teacher).attach(Setting(device=device))
+
+        def write(numbers: Tensor) -> dict[str, Tensor]:
+            return self.written(live.module, table.rows(numbers, "in order"))
+
         try:
-            found = self._kept(run, live.module, table, shards, name)
+            empty = dict.fromkeys(("ids", "mask", "y"), none)
+            found = in_pieces(name, len(table), rows, write, empty)
         finally:
             live.close()
         longest = int(found["mask"].any(0).sum())
@@ -75,31 +74,6 @@ class Writer:
         x = table.rows(torch.arange(len(table)), "in order").x
         changed = torch.ones(len(table), dtype=torch.bool)
         return {"x": {**x, "ids": ids, "mask": mask}, "y": y, "changed": changed}
-
-    def _kept(
-        self, run: Run, model: nn.Module, table: Table, shards: list[Any], name: str
-    ) -> dict[str, Tensor]:
-        """All shards, each a stage of its own."""
-        found: list[dict[str, Tensor]] = []
-        with run.scope(name) as full:
-            before = sum(run.finished(f"{full}/{k}") for k in range(len(shards)))
-            with run.progress(full, len(shards), before) as tick:
-                for k, shard in enumerate(shards):
-                    found.append(run.stage(str(k), partial(self._shard, model, table, shard)))
-                    if k >= before:
-                        tick(k + 1, {"texts": sum(len(each["y"]) for each in found)})
-        return {n: torch.cat([each[n] for each in found]) for n in found[0]}
-
-    def _shard(self, model: nn.Module, table: Table, chunks: list[Tensor]) -> dict[str, Tensor]:
-        """Some chunks, of which each process writes its own."""
-        of, rank = processes.world(), processes.rank()
-        mine = chunks[rank * len(chunks) // of : (rank + 1) * len(chunks) // of]
-        none = torch.zeros(0, self.text.context, dtype=torch.int64)
-        found = [dict.fromkeys(("ids", "mask", "y"), none)]
-        found += [self.written(model, table.rows(numbers, "in order")) for numbers in mine]
-        device = next(model.parameters()).device
-        own = {n: torch.cat([each[n] for each in found]).to(device) for n in found[0]}
-        return {n: t.cpu() for n, t in processes.joined([own]).items()}
 
     def written(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """What `model` answers to a batch: ids, mask and y (B, context), right padded."""

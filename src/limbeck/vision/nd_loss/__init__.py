@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.card import Card
-from limbeck.core.data import Batch, reader_of
+from limbeck.core.data import Batch
 from limbeck.core.engine import fit
+from limbeck.core.looking import look_over
 from limbeck.core.method import Clock, Facts, Method, Objective, Result, Rng, Term, number
 from limbeck.core.run import current, stage
 from limbeck.core.task import Task
-from limbeck.core.teacher import Setting
 from limbeck.core.updates import Phase
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
@@ -43,7 +43,6 @@ CARD = Card(
     "stepwise larger norms in domain adaptation (Xu et al. 2019).",
     lacks=("detectors, where the paper takes the features of proposals",),
 )
-CHUNK = 256  # samples at a time, for the means
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,9 @@ class NDLoss(Method):
             )
         return made
 
+    def asks(self) -> tuple[str, ...]:
+        return (*CARD.needs, *self.inner.asks())
+
     def run(self, task: Task) -> Result:
         """The means, and one fit."""
         compares = self.nd and self.loss != "norm"
@@ -113,25 +115,8 @@ class NDLoss(Method):
 
 def means_of(task: Task) -> Tensor:
     """The class means (C, D) of the teacher's embeddings over the training set of a task."""
-    run, table = current(), task.batches().table
-    paths = {name: pair[0] for name, pair in task.taps.items()}
-    teacher = task.the_teacher().attach(
-        Setting(paths, reader_of(task.readers, "teacher"), run.device)
-    )
-
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for numbers in torch.split(torch.arange(len(table)), CHUNK):
-            batch = table.rows(numbers, run.seed, 0).to(run.device)
-            batch.place = (run.seed, 0)
-            side = teacher.side(batch, Clock(run.seed, "means", 0, 1, 1))
-            yield side.embedding.flatten(1), labels(batch)
-
-    try:
-        teacher.check(table)
-        with torch.no_grad():
-            return class_means(pairs())
-    finally:
-        teacher.close()
+    with torch.no_grad():
+        return class_means((t.embedding.flatten(1), labels(b)) for b, t in look_over(task))
 
 
 def labels(batch: Batch) -> Tensor:

@@ -11,12 +11,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from limbeck.core.card import Card
-from limbeck.core.data import Batch
-from limbeck.core.method import Clock, Mean, Objective, number
+from limbeck.core.data import Batch, Epochs
+from limbeck.core.engine import fit
+from limbeck.core.method import Clock, Mean, Objective, Result, number
+from limbeck.core.run import current
 from limbeck.core.signals import Signal, TopK
+from limbeck.core.task import Task
+from limbeck.core.text.facts import text_of
 from limbeck.core.text.places import count, cross_entropy, wanted
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
+from limbeck.language.uld.answers import Answers
 
 CARD = Card(
     key="uld",
@@ -28,16 +33,13 @@ CARD = Card(
     needs=("signal", "y"),
     gives="model",
     world="charlm",
-    stages=("fit",),
-    tiny={},
-    departs="Texts are the data's, where the paper has the teacher write the answers first. As in "
-    "the code, the last place of the student's answer (its EOS) is not compared and the teacher's "
-    "is; here that holds for plain texts too. Of an answer in several turns all places are paired, "
-    "in their order; the code takes as many places from the first turn on.",
-    lacks=(
-        "the writing of the answers by the teacher: distil on a set that it has written",
-        "encoder-decoder students",
-    ),
+    stages=("write", "fit"),
+    tiny={"answers": "teacher", "new": 4},
+    departs="Answers are the data's unless answers='teacher'; the paper has the teacher write "
+    "them, here the likeliest token each time. As in the code, the last place of the student's "
+    "answer (its EOS) is not compared and the teacher's is; here that holds for plain texts too. "
+    "Of an answer in several turns all places are paired, in their order; the code takes as many "
+    "places from the first turn on.",
 )
 
 ENTRIES = 2**23  # probabilities of a side that exist at a time, about
@@ -92,10 +94,13 @@ class ULD(Objective):
     of both the first `top`, or all. The i-th place of an answer is compared with the teacher's
     i-th, up to the shorter one's length; `s_end`, `t_end` say whether a side's last place counts.
     The mean is over an answer's places and then over texts (per = "text"). CE is of the student's
-    tokens.
+    tokens. answers = "teacher": before that the teacher answers each prompt, the likeliest token
+    each time, `new` at most (0: half of the context); plain text is gone on from after `least`
+    tokens, and of a chat the first answer is written.
 
     Trained: the student. Frozen: the teacher.
-    Raises: UsageError where a side shows other places than the batch has.
+    Raises: UsageError where a side shows other places than the batch has, or the teacher is to
+    write and cannot.
     Source: Boizard et al., TMLR 2025, arXiv 2402.12030, equations 3 and 4; the weight 1.5 and the
     ends of answers are the authors' code's.
     Relatives: `alm` compares the likelihoods of pieces of text that both tokenizers agree on.
@@ -113,7 +118,21 @@ class ULD(Objective):
     s_end: bool = False
     t_end: bool = True
     per: Literal["token", "text"] = "text"
+    answers: Literal["data", "teacher"] = "data"
+    new: int = number(0, least=0)
+    least: int = number(8, least=1)
     card = CARD
+
+    def run(self, task: Task) -> Result:
+        """One fit, on the data's answers or on those that the teacher writes first."""
+        student, teacher, batches = current().student(task), task.the_teacher(), task.batches()
+        if self.answers == "teacher":
+            text = text_of(task)
+            writer = Answers(text, self.new or text.context // 2, self.least)
+            written = writer(teacher, task.set("train"), "write")
+            batches = Epochs(written, "train", task.budget.workers)
+        fitted = fit(self, student, teacher, batches, name="fit", task=task)
+        return Result(model=fitted.student, log=fitted.log)
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The places of both sides that are compared."""
