@@ -1,7 +1,6 @@
 """What mkdocs asks while it builds: pages made from cards, parsers and docstrings, in memory.
 
-Methods and commands are asked through the command line, which reads method files as text; neither
-torch nor any method is imported.
+Method files are read as text; neither torch nor any method is imported.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from _methods import cards, method, methods, prose, table, told
+from _methods import each_method, methods, prose, table, told
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -18,6 +17,8 @@ from mkdocs.structure.pages import Page
 
 import limbeck
 from limbeck.cli import COMMANDS
+from limbeck.registry import cards
+from limbeck.report import table as of_methods
 
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "limbeck"
@@ -42,7 +43,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages that are made here into the navigation."""
     assert config.nav is not None
     made = {
-        "Methods": [{key: f"methods/{key}.md"} for key in cards()],
+        "Methods": [{e.card.key: f"methods/{e.card.key}.md"} for e in cards()],
         "Reference": [{_called(name): f"api/{name}.md"} for name in _modules()],
     }
     for section in config.nav:
@@ -53,11 +54,15 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made here."""
-    pages = {"cli.md": "\n".join(_commands()), "methods/index.md": "\n".join(methods())}
-    pages |= {f"methods/{key}.md": "\n".join(method(key)) for key in cards()}
-    pages["api/index.md"] = "\n".join(_names())
-    pages |= {f"api/{name}.md": "\n".join(_module(name)) for name in _modules()}
-    for place, text in pages.items():
+    made = {"cli.md": "\n".join(_commands()), "methods/index.md": "\n".join(methods())}
+    made |= {f"methods/{key}.md": text for key, text in each_method()}
+    made["api/index.md"] = "\n".join(_names())
+    made |= {f"api/{name}.md": "\n".join(_module(name)) for name in _modules()}
+    made |= {
+        f"assets/{path.name}": path.read_text(encoding="utf-8")
+        for path in (of_methods.SCRIPT, of_methods.STYLE)
+    }
+    for place, text in made.items():
         files.append(File.generated(config, place, content=text))
     return files
 

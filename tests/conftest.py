@@ -1,7 +1,10 @@
 """How every test runs: one thread, this clone's source, a cache outside the user's home."""
 
 import os
+import shutil
+import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,24 @@ USER = os.getuid() if hasattr(os, "getuid") else "user"
 CACHE = Path(tempfile.gettempdir()) / f"limbeck-test-cache-{USER}"
 CACHE.mkdir(mode=0o700, exist_ok=True)
 os.environ["LIMBECK_CACHE"] = str(CACHE)
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A page in a browser without a window; what it complains of is in `stderr` as CONSOLE."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if not found:
+        pytest.skip("needs chromium")
+
+    def browse(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [found, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom",
+             *flags, page.as_uri()],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+
+    return browse
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

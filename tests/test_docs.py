@@ -241,3 +241,44 @@ def test_pages_ask_the_network_for_nothing(site: Path) -> None:
         assert not [a for a in asked if a.startswith(("http:", "https:", "//"))], page
     for sheet in site.rglob("*.css"):
         assert not re.findall(r"url\(['\"]?(?:https?:)?//", sheet.read_text("utf-8")), sheet
+
+
+def test_links_of_method_pages_lead_somewhere(site: Path) -> None:
+    """Those inside pieces of HTML, at which mkdocs does not look."""
+    for page in (site / "methods").glob("*.html"):
+        for link in re.findall(r'href="([^"#:]+)(?:#[^"]*)?"', page.read_text("utf-8")):
+            assert (page.parent / link).is_file(), (page.name, link)
+
+
+OUTER = """<!doctype html><body style="margin:0"><pre id="told"></pre><script>
+addEventListener("message", (e) => { document.getElementById("told").textContent = e.data; });
+</script><iframe src="methods/INNER" style="border:0;width:390px;height:900px"></iframe>"""
+PROBE = """<script>const told = () => parent.postMessage(JSON.stringify({
+  rows: [...document.querySelectorAll("table.methods tbody tr")]
+    .filter((row) => row.getClientRects().length).length,
+  wide: document.documentElement.scrollWidth, seen: innerWidth,
+  colour: getComputedStyle(document.querySelector(".status")).color,
+  paper: getComputedStyle(document.body).backgroundColor,
+}), "*");
+addEventListener("load", () => setTimeout(told, 300));</script></body>"""
+
+
+def test_the_sites_table_works_on_a_phone(site: Path, browse: Any) -> None:
+    for name, choice in (("index", "#room=language&amp;search=on+policy"), ("kd", "")):
+        text = (site / "methods" / f"{name}.html").read_text("utf-8")
+        inner = site / "methods" / f"probed-{name}.html"
+        inner.write_text(text.replace("</body>", PROBE), "utf-8")
+        outer = site / "outer.html"
+        outer.write_text(OUTER.replace("INNER", f"{inner.name}{choice}"), "utf-8")
+        done = browse(outer, "--window-size=1200,1000")
+        inner.unlink()
+        said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        # The search of mkdocs-material itself wants a server.
+        assert not [line for line in said if "search_index.js" not in line]
+        found = re.search(r'<pre id="told">(.+?)</pre>', done.stdout)
+        assert found, done.stdout[:500]
+        told = json.loads(found[1])
+        assert told["wide"] <= told["seen"] == 390
+        assert told["colour"] not in (told["paper"], "rgb(0, 0, 0)")  # the variables are there
+        policy = [e for e in cards("language") if "on_policy" in e.card.kinds]
+        assert told["rows"] == (len(policy) if choice else 0)

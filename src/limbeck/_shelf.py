@@ -35,8 +35,14 @@ ROOMS = (
 OWN = "own"
 """The room of a file that lies outside the library."""
 
-STATUSES = ("shown", "not shown", "contradicted", "exact", "partial")
-"""What is known of a method: its trial's verdict; only exact facts; or parts are missing."""
+STATUSES = {
+    "shown": "its claim was shown in a trial",
+    "not shown": "a trial could not show its claim, nor the opposite",
+    "contradicted": "a trial contradicts its claim",
+    "exact": "its mathematics is tested; no trial has been run",
+    "partial": "parts of the paper are missing; its page says which",
+}
+"""What is known of a method, each word with what it means."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,17 @@ class Field:
     range: str
     help: str
 
+    @property
+    def flag(self) -> str:
+        """Its option, without dashes."""
+        return self.name.replace("_", "-")
+
+    @property
+    def words(self) -> str:
+        """Its type, a choice as "a|b"."""
+        choice = re.fullmatch(r"(?:\w+\.)?Literal\[(.*)\]", self.type, re.DOTALL)
+        return "|".join(re.findall(r"[^,'\"\s]+", choice.group(1))) if choice else self.type
+
 
 @dataclass(frozen=True)
 class Outline:

@@ -2,9 +2,9 @@
 
 import json
 import re
-import shutil
 import statistics
 import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -583,16 +583,7 @@ addEventListener("message", (e) => { document.getElementById("told").textContent
 </script><iframe src="inner.html" style="border:0;width:WIDEpx;height:900px"></iframe>"""
 
 
-def browse(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if not found:
-        pytest.skip("needs chromium")
-    return subprocess.run(
-        [found, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=3000", *flags,
-         page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+Browse = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -605,22 +596,24 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "run" / "report.html"
 
 
-def test_a_browser_has_nothing_to_complain_of(written: Path) -> None:
-    said = browse(written, "--dump-dom")
+def test_a_browser_has_nothing_to_complain_of(written: Path, browse: Browse) -> None:
+    said = browse(written)
     assert "CONSOLE" not in said.stderr
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in said.stdout
     # That a complaint would be seen: the page's policy forbids scripts.
     bad = written.with_name("bad.html")
     bad.write_text(written.read_text().replace("</main>", "<script>alert(1)</script></main>"))
-    assert "CONSOLE" in browse(bad, "--dump-dom").stderr
+    assert "CONSOLE" in browse(bad).stderr
 
 
 @pytest.mark.parametrize("width", [390, 1000])
-def test_plots_are_drawn_and_nothing_sticks_out(written: Path, tmp_path: Path, width: int) -> None:
+def test_plots_are_drawn_and_nothing_sticks_out(
+    written: Path, tmp_path: Path, browse: Browse, width: int
+) -> None:
     page = re.sub(r"<meta http-equiv[^>]*>", "", written.read_text())
     (tmp_path / "inner.html").write_text(page.replace("</head>", f"{PROBE}</head>"))
     (tmp_path / "outer.html").write_text(OUTER.replace("WIDE", str(width)))
-    said = browse(tmp_path / "outer.html", "--dump-dom", "--window-size=1200,1000")
+    said = browse(tmp_path / "outer.html", "--window-size=1200,1000")
     found = re.search(r'<pre id="told">(\{.*?\})</pre>', said.stdout)
     assert found, said.stdout[:500]
     told = json.loads(found.group(1))

@@ -22,7 +22,10 @@ COMMANDS = {
     "check": ("limbeck.cli.checking:check", "test a method, yours too, with the common suite"),
     "cache": ("limbeck.cli.caching:cache", "run a teacher once, for any number of runs"),
     "doctor": ("limbeck.cli.doctoring:doctor", "say what is wrong with a task or a run"),
-    "report": ("limbeck.cli.reporting:report", "a page on a run, or on several seeds of it"),
+    "report": (
+        "limbeck.cli.reporting:report",
+        "a page on a run or on seeds of it, or on all methods",
+    ),
     "export": ("limbeck.cli.exporting:export", "take the student home: safetensors, onnx, pt2"),
     "new": ("limbeck.cli.making:new", "begin a method of your own: two files"),
     "demo": ("limbeck.cli.demo:demo", "on digits: a student alone, and taught by three methods"),

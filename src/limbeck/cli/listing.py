@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable
 from itertools import accumulate
@@ -13,19 +12,11 @@ from limbeck._source import Field, Outline, outline, say_path
 from limbeck.cli._columns import columns, cut, fold
 from limbeck.cli._parser import Parser
 from limbeck.core.card import ENTRIES, GIVES, KINDS, PLAIN_NEEDS
-from limbeck.registry import OWN, ROOMS, Entry, cards, find
+from limbeck.registry import OWN, ROOMS, STATUSES, Entry, cards, find
 
 __all__ = ["list_methods", "show"]
 
-_STATUS = {
-    "shown": "its claim was shown in a trial",
-    "not shown": "a trial could not show its claim, nor the opposite",
-    "contradicted": "a trial contradicts its claim",
-    "exact": "its mathematics is tested; no trial has been run",
-    "partial": "parts of the paper are missing, see 'lacks'",
-}
-
-_WORDS = {"room": dict.fromkeys(ROOMS, ""), "kind": KINDS, "gives": GIVES, "status": _STATUS}
+_WORDS = {"room": dict.fromkeys(ROOMS, ""), "kind": KINDS, "gives": GIVES, "status": STATUSES}
 _WORDS["needs"] = {**ENTRIES, **PLAIN_NEEDS, "data": "further data sets; data:NAME for one"}
 """The words that an option of `list` takes, with what they mean."""
 
@@ -105,7 +96,7 @@ def show(argv: list[str]) -> int:
     measured = told_of(entry.card.key) if entry.room != OWN else []
     if args.json:
         fields = [
-            {"flag": _flag(f), **{name: getattr(f, name) for name in Field.__dataclass_fields__}}
+            {"flag": f.flag, **{name: getattr(f, name) for name in Field.__dataclass_fields__}}
             for f in written.fields
         ]
         facts = {"class": written.name, "doc": written.doc, "fields": fields, "trials": measured}
@@ -194,7 +185,7 @@ def _page(asked: str, entry: Entry, written: Outline) -> Iterable[tuple[str, str
         "gives": card.gives,
         "world": card.world,
         "stages": ", ".join(card.stages),
-        "status": f"{entry.status}: {_STATUS[entry.status]}",
+        "status": f"{entry.status}: {STATUSES[entry.status]}",
         "departs": card.departs,
         "lacks": "; ".join(card.lacks),
         "file": say_path(entry.path),
@@ -207,7 +198,7 @@ def _page(asked: str, entry: Entry, written: Outline) -> Iterable[tuple[str, str
     yield "", ""
     if written.fields:
         yield "bold", f"flags of `limbeck run {asked}`, which are fields in Python:"
-        rows = [(f"  --{_flag(f)}", _type(f), _default(f), _help(f)) for f in written.fields]
+        rows = [(f"  --{f.flag}", f.words, _default(f), _help(f)) for f in written.fields]
         for line in columns(rows):
             yield "", line
         yield "", ""
@@ -226,15 +217,6 @@ def _how_to_run(asked: str, entry: Entry) -> Iterable[tuple[str, str]]:
     world = f'"{entry.card.world}"' if "(" in entry.card.world else entry.card.world
     yield "bold", "run it:"
     yield "", f"  limbeck run {asked} --world {world}"
-
-
-def _flag(field: Field) -> str:
-    return field.name.replace("_", "-")
-
-
-def _type(field: Field) -> str:
-    choice = re.fullmatch(r"(?:\w+\.)?Literal\[(.*)\]", field.type, re.DOTALL)
-    return "|".join(re.findall(r"[^,'\"\s]+", choice.group(1))) if choice else field.type
 
 
 def _default(field: Field) -> str:

@@ -1,12 +1,14 @@
 """The frame of a page, and the plain pieces of which pages are made.
 
 A page is one file: its style and pictures lie inside it, it asks the network for nothing and runs
-no script. Text becomes `Html` only through `text`, which escapes it; what takes `Html` takes it as
-it is, and a type checker sees the difference.
+no script but one that it is made with. Text becomes `Html` only through `text`, which escapes it;
+what takes `Html` takes it as it is, and a type checker sees the difference.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -39,7 +41,7 @@ _FRAME = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
-img-src data:">
+img-src data:{allowed}">
 <title>{title}</title>
 <link rel="icon" href="data:,">
 <style>{style}</style>
@@ -54,7 +56,7 @@ img-src data:">
 {body}
 </main>
 <footer>limbeck {version}</footer>
-</body>
+{script}</body>
 </html>
 """
 
@@ -69,7 +71,15 @@ def join(pieces: Iterable[Html], between: str = "\n") -> Html:
     return Html(escape(between).join(pieces))
 
 
-def page(kind: str, title: str, head: Sequence[Html], body: Sequence[Html]) -> Html:
+def page(
+    kind: str,
+    title: str,
+    head: Sequence[Html],
+    body: Sequence[Html],
+    *,
+    style: str = "",
+    script: str = "",
+) -> Html:
     """Make a whole page.
 
     Args:
@@ -77,12 +87,17 @@ def page(kind: str, title: str, head: Sequence[Html], body: Sequence[Html]) -> H
         title: of the page.
         head: what stands under the title.
         body: the sections.
+        style: rules beside those of every page.
+        script: the one script that the page runs.
     """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Html(
         _FRAME.format(
             kind=text(kind),
             title=text(title),
-            style=STYLE.strip(),
+            style=f"{STYLE}{style}".strip(),
+            allowed=f"; script-src 'sha256-{digest}'" if script else "",
+            script=f"<script>{script}</script>\n" if script else "",
             head=join(head),
             body=join(body),
             version=text(__version__),

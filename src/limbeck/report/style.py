@@ -19,6 +19,7 @@ h1{font-size:clamp(1.7rem,5vw,2.3rem);line-height:1.2;margin:0 0 1rem;font-weigh
 h2{font-size:1.3rem;line-height:1.3;margin:3.25rem 0 .75rem;font-weight:600}
 h3{font-size:1rem;margin:0;font-weight:600}
 p{margin:.6rem 0;max-width:42rem}
+a{color:var(--c0);text-underline-offset:.15em}
 .kind{margin:0 0 .4rem;color:var(--soft);font-size:.875rem;letter-spacing:.04em}
 .lead{font-size:1.2rem;line-height:1.55}
 .note,figcaption,footer{color:var(--soft);font-size:.9rem}

@@ -9,20 +9,26 @@ from typing import Any
 from limbeck.errors import UsageError
 from limbeck.registry import PACKAGE
 
-__all__ = ["differences", "lines", "strip", "told_of"]
+__all__ = ["all_told", "differences", "lines", "strip", "told_of"]
 
 _WIDE = 61
 
 
-def told_of(key: str) -> list[dict[str, Any]]:
-    """The definitions of a method's trial that were measured, the one in force last."""
+def all_told() -> dict[str, list[dict[str, Any]]]:
+    """The definitions that were measured of each method's trial, the one in force last."""
     path = PACKAGE / "results.json"
     if not path.is_file():
-        return []
+        return {}
     try:
-        return list(json.loads(path.read_bytes()).get(key, {}).get("definitions", []))
+        told = json.loads(path.read_bytes()).items()
+        return {key: list(row.get("definitions", [])) for key, row in told}
     except (ValueError, AttributeError):
         raise UsageError(f"{path} is damaged; install limbeck again") from None
+
+
+def told_of(key: str) -> list[dict[str, Any]]:
+    """The same of one method; an empty list where nothing was measured."""
+    return all_told().get(key, [])
 
 
 def differences(told: Mapping[str, Any], key: str, arm: str) -> list[float]:
