@@ -254,6 +254,6 @@ def test_asking_is_quick_and_imports_no_torch() -> None:
 def test_a_shell_that_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "tcsh"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: 'limbeck completion': ")
+    assert said.startswith("error: SHELL is 'tcsh'; give one of: ")
     assert "bash" in said
     assert said.count("\n") == 1

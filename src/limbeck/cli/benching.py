@@ -76,7 +76,7 @@ def bench(argv: list[str]) -> int:
     pool = OnRay(args.ray) if args.ray else Here(jobs)
     try:
         if args.again is not None:
-            return _again(trials[0], store, pool, args.again)
+            return _again(_of_seed(args.keys[0], args.again), store, pool, args.again)
         if args.confirm:
             return _confirm(trials, store.open(), pool, Path(args.results))
         return _all(trials, store.open(), pool, Path(args.results))
@@ -94,6 +94,14 @@ def _asked(keys: list[str], room: str | None) -> list[Defined]:
     registry.cards(room)  # an unknown room is a sentence
     found = [defined(key)[-1] for key in keys or every(room)]
     return [trial for trial in found if room in (None, trial.room)]
+
+
+def _of_seed(key: str, seed: int) -> Defined:
+    """The definition that reports a seed; the one in force where none does."""
+    from limbeck.bench.trial import defined
+
+    every = defined(key)
+    return next((trial for trial in every if seed in trial.seeds), every[-1])
 
 
 def _changed(trial: Defined, store: Store) -> bool:

@@ -52,7 +52,9 @@ def trial(entry: Entry, definitions: Sequence[Mapping[str, Any]]) -> Iterator[Ht
     yield from _age(key, now)
     for old in earlier:
         summary = f"Definition {old['number']}: {old['verdict']}"
-        inner = join([_claim(old), _measured(key, old), *_age(key, old)])
+        command = text(f"limbeck bench {key} --again {old['seeds'][0]}")
+        again = Html(f"<p>One seed of every arm again: <code>{command}</code></p>")
+        inner = join([_claim(old), _measured(key, old), again, *_age(key, old)])
         yield Html(
             f'<details class="trial">\n<summary>{text(summary)}</summary>\n{inner}\n</details>'
         )
