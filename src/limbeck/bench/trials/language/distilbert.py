@@ -9,9 +9,15 @@ TRIALS = (
         settings={
             "distilbert": ("distilbert()", "distilbert(lr_factor=0.5)"),
             "at random": ("distilbert(init=False)", "distilbert(init=False, lr_factor=0.5)"),
+            "labels alone": (
+                "labels()",
+                "labels(lr_factor=0.5)",
+                "labels(lr_factor=2)",
+                "labels(lr_factor=4)",
+            ),
         },
         against=("at random",),
-        beside=("labels",),
+        beside=("labels alone",),
         better="lower",
         seeds=12,
         budget={"steps": 200},

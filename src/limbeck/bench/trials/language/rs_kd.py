@@ -20,9 +20,15 @@ TRIALS = (
                 "rs_kd(estimate='topk', k=12, lr_factor=0.125)",
             ),
             "whole": ("gkd(own=0.0, divergence='forward_kl')",),
+            "labels alone": (
+                "labels()",
+                "labels(lr_factor=0.5)",
+                "labels(lr_factor=2)",
+                "labels(lr_factor=4)",
+            ),
         },
         against=("top k",),
-        beside=("whole", "labels"),
+        beside=("whole", "labels alone"),
         better="lower",
     ),
 )
