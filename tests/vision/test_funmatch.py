@@ -325,6 +325,12 @@ def test_an_averaged_fixed_teacher_by_loops(tmp_path: Any) -> None:
         targets = method.targets(given)
     torch.testing.assert_close(targets.double().exp(), want, atol=1e-5, rtol=1e-4)
 
+    sure = task(nn.Sequential(net(1), nn.Linear(4, 4)))
+    with torch.no_grad():
+        sure.teacher[1].weight.mul_(1e4)
+    with Run(sure, 4, device="cpu"):
+        assert bool(method.targets(sure).isfinite().all())  # a class of no probability
+
     # A fit on them is that of a fixed teacher that says just this of each picture.
     rows = {tuple(r.flatten().tolist()): t for r, t in zip(x, targets, strict=True)}
 

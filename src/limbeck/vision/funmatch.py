@@ -150,7 +150,6 @@ class FunMatch(Objective):
             )
 
     def asks(self) -> tuple[str, ...]:
-        """The teacher on many views, where it is averaged over them."""
         return (*CARD.needs, "teacher:again") if self.averaged else CARD.needs
 
     def prepare(self, batch: Batch, rng: Rng) -> tuple[Batch, Batch]:
@@ -194,11 +193,12 @@ class FunMatch(Objective):
 
     def run(self, task: Task) -> Result:
         """One fit, and how near the sides are after it."""
-        teacher, objective, taught = task.the_teacher(), self, task.the_teacher()
+        teacher, student = task.the_teacher(), current().student(task)
         if self.averaged:
-            targets = stage("fit/targets", lambda: self.targets(task))
-            objective, taught = Averaged(self, targets), Nobody()
-        fitted = fit(objective, current().student(task), taught, task.batches(), name="fit")
+            given = Averaged(self, stage("fit/targets", lambda: self.targets(task)))
+            fitted = fit(given, student, Nobody(), task.batches(), name="fit")
+        else:
+            fitted = fit(self, student, teacher, task.batches(), name="fit")
         report = None
         if isinstance(teacher, Frozen):
             sets = [n for n in ("train", "valid", "test") if task.set_or_none(n) is not None]
@@ -213,7 +213,7 @@ class FunMatch(Objective):
                 draws = (Clock(current().seed, "fit/targets", k, n, n).rng for k in range(n))
                 views = (t(self.view(batch, rng, "the teacher's view")) for rng in draws)
                 total = sum(v.logits.float().softmax(1) for v in views)
-                found.append((total / n).log().cpu())
+                found.append((total / n).clamp_min(1e-30).log().cpu())
         return torch.cat(found)
 
 
