@@ -333,13 +333,13 @@ def test_tuning_before_is_a_fit_on_the_datas_own_texts():
     made = task(steps=6)
     result = limbeck.run("minillm", made, tune=0.5, **how)
     stages = [(s["stage"], s["steps"]) for s in result.facts["stages"]]
-    assert stages == [("tune", 3), ("fit", 6)]
-    assert {row["stage"] for row in result.log if "terms" in row} == {"tune", "fit"}
+    assert stages == [("fit/tune", 3), ("fit", 6)]
+    assert {row["stage"] for row in result.log if "terms" in row} == {"fit/tune", "fit"}
     # The same in two runs: fine-tuned with the best on valid kept, then taught.
     budget = replace(made.budget, steps=3, keep="best")
     with Run(made, device="cpu") as run:
         student = run.student(made)
-        fit(NextTokens(), student, Nobody(), made.batches(), name="tune", budget=budget)
+        fit(NextTokens(), student, Nobody(), made.batches(), name="fit/tune", budget=budget)
     again = limbeck.run("minillm", replace(made, student=lambda: student), **how)
     assert torch.equal(weights(again), weights(result))
     assert not torch.equal(weights(limbeck.run("minillm", task(steps=6), **how)), weights(result))

@@ -36,8 +36,8 @@ CARD = Card(
     needs=("signal", "y", "index"),
     gives="model",
     world="charlm",
-    stages=("tune", "fit"),
-    tiny={"new": 4, "inner": 2, "tune": 0.5},
+    stages=("fit",),
+    tiny={"new": 4, "inner": 2},
     departs="Sums over tokens are divided by the tokens of the step, as in the code; the paper "
     "divides by texts. The discount and the whitening are the code's; it whitens padding along, "
     "here written tokens alone. The single-step part has no importance weight, as in the code: the "
@@ -232,8 +232,8 @@ class MiniLLM(Objective):
         student, teacher = current().student(task), task.the_teacher()
         batches, log = Rollouts(self, main, text), list[Any]()
         if self.tune:
-            own = replace(task, budget=self._tuning(task))
-            log = fit(NextTokens(), student, Nobody(), task.batches(), name="tune", task=own).log
+            own, name = replace(task, budget=self._tuning(task)), "fit/tune"
+            log = fit(NextTokens(), student, Nobody(), task.batches(), name=name, task=own).log
         fitted = fit(self, student, teacher, batches, name="fit", task=task)
         return Result(model=fitted.student, log=log + fitted.log)
 
