@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from toys import CONTEXT, EOS, PAD, VOCAB, model, task, texts
 
 import limbeck
 from limbeck.core.data import Batch, Epochs
+from limbeck.core.engine import fit
 from limbeck.core.method import Clock
+from limbeck.core.objectives import NextTokens
 from limbeck.core.run import Run
 from limbeck.core.signals import Dense
 from limbeck.core.teacher import Setting
-from limbeck.core.teachers import Frozen
+from limbeck.core.teachers import Frozen, Nobody
 from limbeck.core.text.generate import Written, generate
 from limbeck.core.text.places import IGNORED
 from limbeck.core.text.replay import prompts_of
@@ -295,6 +298,55 @@ def test_corpus_is_looked_at_as_another_batch():
     assert float(found["corpus"].sum) == pytest.approx(2 * sum(gold), rel=1e-5)
     assert int(MiniLLM().counts(made)["corpus"]) == len(gold)
     assert float(found["single"].sum) == pytest.approx(0, abs=1e-4)
+
+
+def test_the_corpus_may_bring_the_teachers_distribution():
+    made = rollouts()(model(), teacher(), clock()).replace(corpus=Batch(**texts(2, seed=5)))
+    z, one, two = torch.randn(*made.y.shape, VOCAB), *torch.randn(2, 2, CONTEXT, VOCAB)
+
+    class Twice(Shown):
+        def __init__(self, other):
+            super().__init__(z)
+            self.other = other
+
+        def __call__(self, batch):
+            assert batch is made.corpus
+            return Shown(self.other)
+
+    method = MiniLLM(corpus=0.5, corpus_kd=0.5)
+    found = method.terms(Scale(), Twice(one), Twice(two), made, None)
+    slow, places = 0.0, 0
+    for b in range(2):
+        for i in range(CONTEXT - 1):
+            if made.corpus.y[b, i + 1] != IGNORED:
+                p, q = two[b, i].double().softmax(-1), one[b, i].double().softmax(-1)
+                slow, places = slow + float((p * (p / q).log()).sum()), places + 1
+    assert float(found["corpus_kd"].sum) == pytest.approx(0.5 * slow, rel=1e-5)
+    assert int(found["corpus_kd"].count) == int(method.counts(made)["corpus_kd"]) == places
+    plain = MiniLLM(corpus=0.5).terms(Scale(), Twice(one), Twice(two), made, None)
+    assert "corpus_kd" not in plain
+    assert all(torch.equal(found[n].sum, plain[n].sum) for n in plain)
+
+
+def test_tuning_before_is_a_fit_on_the_datas_own_texts():
+    how = {"new": 5, "least": 2, "inner": 2}
+    made = task(steps=6)
+    result = limbeck.run("minillm", made, tune=0.5, **how)
+    stages = [(s["stage"], s["steps"]) for s in result.facts["stages"]]
+    assert stages == [("fit/tune", 3), ("fit", 6)]
+    assert {row["stage"] for row in result.log if "terms" in row} == {"fit/tune", "fit"}
+    # The same in two runs: fine-tuned with the best on valid kept, then taught.
+    budget = replace(made.budget, steps=3, keep="best")
+    with Run(made, device="cpu") as run:
+        student = run.student(made)
+        fit(NextTokens(), student, Nobody(), made.batches(), name="fit/tune", budget=budget)
+    again = limbeck.run("minillm", replace(made, student=lambda: student), **how)
+    assert torch.equal(weights(again), weights(result))
+    assert not torch.equal(weights(limbeck.run("minillm", task(steps=6), **how)), weights(result))
+    for epochs, want in ((None, 2.5), (4.0, 1.0)):
+        given = replace(made, valid=None, budget=replace(made.budget, steps=None, epochs=epochs))
+        budget = MiniLLM(tune=0.25)._tuning(given)
+        assert (budget.epochs, budget.keep) == (want, "last")
 
 
 def weights(result):

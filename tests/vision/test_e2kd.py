@@ -19,7 +19,7 @@ from limbeck.core.teachers import BlackBox, Frozen
 from limbeck.core.views import Look
 from limbeck.errors import Missing, UsageError
 from limbeck.vision._kit.keeping import Drawn
-from limbeck.vision.e2kd import E2KD
+from limbeck.vision.e2kd import E2KD, binary_cross_entropy, binary_kl
 from limbeck.vision.e2kd.maps import boxes, cut, explanation_loss, grad_cam, input_gradient
 
 pytestmark = pytest.mark.xdist_group("e2kd")
@@ -172,6 +172,64 @@ def test_terms_by_hand(kind: Any) -> None:
     slow = (1 - F.cosine_similarity(maps[0], maps[1], 1, 1e-8)).mean()
     torch.testing.assert_close(out["explain"], 3 * slow)
     assert 0.01 < float(slow.detach()) < 1.9
+
+
+@pytest.mark.parametrize("tau", [1.0, 5.0])
+def test_several_labels_by_loops(tau: float) -> None:
+    s, t = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    s.requires_grad_()
+    p, q = (t / tau).sigmoid(), (s / tau).sigmoid().detach()
+    slow = [
+        sum(
+            float(p[b, c] * (p[b, c] / q[b, c]).log())
+            + float((1 - p[b, c]) * ((1 - p[b, c]) / (1 - q[b, c])).log())
+            for c in range(4)
+        )
+        for b in range(5)
+    ]
+    loss = binary_kl(s, t, tau)
+    torch.testing.assert_close(loss.detach(), tau**2 * torch.tensor(slow, dtype=torch.float64))
+    (slope,) = torch.autograd.grad(loss.sum(), s)
+    torch.testing.assert_close(slope, tau * (q - p))
+    assert float(binary_kl(t, t, tau).sum()) == 0
+    far = binary_kl(torch.tensor([[200.0, -200.0]]), torch.tensor([[-200.0, 200.0]]))
+    assert far.tolist() == [400.0]
+    # p = 1/4, q = 1/2: (log(1/2) + 3 log(3/2)) / 4.
+    by_hand = (0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(1.5).log())[None]
+    z = torch.tensor([[1 / 3]]).log()
+    torch.testing.assert_close(binary_kl(torch.zeros(1, 1), z), by_hand)
+
+
+def test_several_labels_change_kd_and_label_alone() -> None:
+    student, teacher = Pooled(3, seed=1), Pooled(5, seed=2)
+    y = torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0]]).repeat(2, 1)
+    s, t, batch = sides(student, teacher)
+    given = {"label": 0.5, "kd": 2.0, "tau": 5.0}
+    one = E2KD(**given).terms(nn.Module(), s, t, batch, clock())
+    several = E2KD(**given, labels="several")
+    out = several.terms(nn.Module(), s, t, batch.replace(y=y), clock())
+    assert torch.equal(out["explain"], one["explain"])
+    z, z_t = student(X[:6]), teacher(X[:6])
+    torch.testing.assert_close(out["kd"], 2 * binary_kl(z, z_t, 5.0).mean())
+    assert not torch.allclose(out["kd"], one["kd"], rtol=0.01)
+    q, total = z.sigmoid(), torch.zeros(())
+    for b in range(6):
+        for c in range(3):
+            total = total - (q[b, c] if y[b, c] else 1 - q[b, c]).log() / 6
+    torch.testing.assert_close(out["label"], 0.5 * total)
+    with pytest.raises(UsageError, match="give 0 or 1 for each label"):
+        binary_cross_entropy(z, Y[:6])
+
+
+def test_a_run_on_several_labels_brings_each_ones_probability_nearer() -> None:
+    y = torch.stack((Y == 0, Y != 1, Y == 2), 1).long()
+    given = task(train=(X, y), budget=Budget(epochs=12, batch=20, optimiser=Optimiser(lr=0.02)))
+    fields = {"label": 0.1, "labels": "several"}
+    result = limbeck.run("e2kd", given, device="cpu", **fields)
+    with torch.no_grad():
+        goal, first = given.teacher(X), Pooled(6, seed=1)(X)
+        after = result.model.eval()(X)
+    assert float(binary_kl(after, goal).mean()) < 0.7 * float(binary_kl(first, goal).mean())
 
 
 def test_both_sides_alike_explain_alike_and_the_class_is_the_teachers() -> None:

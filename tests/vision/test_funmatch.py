@@ -15,6 +15,7 @@ import limbeck
 from limbeck.core.cache import CacheWriter
 from limbeck.core.data import Batch, Table
 from limbeck.core.method import Clock
+from limbeck.core.run import Run
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.core.teachers import BlackBox, Cached, fingerprint_of
 from limbeck.errors import UsageError
@@ -307,6 +308,65 @@ def test_a_fixed_teacher_gives_the_same_targets_in_every_epoch() -> None:
     assert seen <= known
     known, seen = asked("consistent")
     assert len(seen - known) == 9 * 12  # a view is never seen twice
+
+
+def test_an_averaged_fixed_teacher_by_loops(tmp_path: Any) -> None:
+    method, given = FunMatch(teaching="fixed", averaged=3, tau=2.0), task(steps=9)
+    x, views = given.train[0], []
+    table = Batch(x=x, index=torch.arange(36))
+    for k in range(3):
+        rng = Clock(4, "fit/targets", k, 3, 3).rng
+        views.append(method.view(table, rng, "the teacher's view").x)
+    assert not torch.allclose(views[0], views[1], atol=0.1)
+    with torch.no_grad():
+        p = [softmax(given.teacher(v).double().numpy(), 1) for v in views]
+    want = torch.tensor((p[0] + p[1] + p[2]) / 3)
+    with Run(given, 4, device="cpu"):
+        targets = method.targets(given)
+    torch.testing.assert_close(targets.double().exp(), want, atol=1e-5, rtol=1e-4)
+
+    sure = task(nn.Sequential(net(1), nn.Linear(4, 4)))
+    with torch.no_grad():
+        sure.teacher[1].weight.mul_(1e4)
+    with Run(sure, 4, device="cpu"):
+        assert bool(method.targets(sure).isfinite().all())  # a class of no probability
+
+    # A fit on them is that of a fixed teacher that says just this of each picture.
+    rows = {tuple(r.flatten().tolist()): t for r, t in zip(x, targets, strict=True)}
+
+    class Says(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([rows.get(tuple(r.flatten().tolist()), targets[0]) for r in x])
+
+    alone = ran(FunMatch(teaching="fixed", tau=2.0), task(Says(), steps=9))
+    result = limbeck.run(method, given, seed=4, device="cpu", out=tmp_path / "run")
+    assert equal(result, alone)
+    assert first(result) > 0.01
+    with torch.no_grad():  # the report is of the teacher itself
+        s, t = result.model.eval()(x), given.teacher(x)
+    told = float((s.argmax(1) == t.argmax(1)).float().mean())
+    assert result.report["train"]["agree"] == pytest.approx(told)
+    # Resumed, the targets are read.
+    assert (tmp_path / "run/checkpoints/fit@targets.done.safetensors").exists()
+    assert equal(limbeck.run(method, given, seed=4, device="cpu", out=tmp_path / "run"), result)
+
+
+def test_one_view_of_the_whole_picture_is_the_fixed_teacher() -> None:
+    plain = {"teaching": "fixed", "crop": "none", "flip": False}
+    one, two = (ran(FunMatch(**plain, averaged=n), task()) for n in (0, 1))
+    for a, b in zip(bits(one), bits(two), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_only_a_fixed_teacher_that_is_here_is_averaged(tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match="averaged is 5, but with teaching='function'"):
+        FunMatch(averaged=5)
+    given = task()
+    made_of = fingerprint_of(given.teacher, Table(given.train), None)
+    with CacheWriter(tmp_path / "cache", made_of, 36) as writer, torch.no_grad():
+        writer.write(torch.arange(36), {"logits": given.teacher(given.train[0])})
+    with pytest.raises(UsageError, match="live teacher"):
+        ran(FunMatch(teaching="fixed", averaged=2), task(Cached(tmp_path / "cache")))
 
 
 def test_the_report_says_how_near_the_sides_are() -> None:

@@ -16,7 +16,7 @@ from limbeck.core.data import Batch
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
 from limbeck.registry import make
-from limbeck.vision.pld import PLD, by_position, choices, ranking
+from limbeck.vision.pld import PLD, by_position, choices, ranking, standardised
 
 pytestmark = pytest.mark.xdist_group("pld")
 
@@ -179,6 +179,32 @@ def test_it_is_convex() -> None:
     assert int((roots > 1e-9).sum()) == 8  # flat only along the shift of each sample
 
 
+@pytest.mark.parametrize("tau", [1.0, 4.0])
+def test_standardised_logits_are_those_of_the_loops(tau: float) -> None:
+    def scores(z: Tensor) -> np.ndarray:
+        return np.stack([(row - row.mean()) / row.std(ddof=1) for row in z.numpy()])
+
+    s, t = scores(S), scores(T)
+    for who, sides in {"teacher": (S.numpy(), t), "both": (s, t)}.items():
+        rows = zip(*sides, Y.tolist(), strict=True)
+        by_hand = np.mean([slow_loss(*row, tau) for row in rows])
+        assert float(loss(PLD(tau=tau, standardise=who))) == pytest.approx(by_hand, rel=1e-10)
+        # Neither the size of standardised logits nor a constant in them counts.
+        moved = loss(PLD(tau=tau, standardise=who), 7 * S + 2 if who == "both" else S, 3 * T - 1)
+        assert float(moved) == pytest.approx(by_hand, rel=1e-10)
+        assert abs(by_hand - float(loss(PLD(tau=tau)))) > 1e-3
+    # (2, 0, 1): mean 1, deviation 1.
+    by_hand = torch.tensor([[1.0, -1.0, 0.0]])
+    torch.testing.assert_close(standardised(torch.tensor([[2.0, 0.0, 1.0]])), by_hand)
+
+
+def test_equal_logits_have_nothing_to_standardise() -> None:
+    s = torch.ones(2, 4, requires_grad=True)
+    out = loss(PLD(standardise="both"), s, torch.ones(2, 4), torch.tensor([0, 3]))
+    assert float(out.detach()) == pytest.approx((math.log(4) + math.log(3) + math.log(2)) / 4)
+    assert torch.equal(torch.autograd.grad(out, s)[0], torch.zeros(2, 4))
+
+
 def test_weight_zero_is_not_computed() -> None:
     nothing = SimpleNamespace()
     assert PLD(pld=0).terms(nn.Module(), nothing, nothing, Batch(x=S), None) == {}
@@ -202,7 +228,7 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         loss(PLD(), S[:, :1], T[:, :1], 0 * Y)
 
 
-@pytest.mark.parametrize("field", ["pld=-1", "tau=0", "alpha='student'"])
+@pytest.mark.parametrize("field", ["pld=-1", "tau=0", "alpha='student'", "standardise='student'"])
 def test_fields_out_of_range_are_refused(field: str) -> None:
     with pytest.raises(UsageError):
         make(f"pld({field})")

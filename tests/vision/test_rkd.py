@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 import limbeck
 from limbeck.core.data import Batch
+from limbeck.core.method import Clock
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
 from limbeck.registry import make
-from limbeck.vision.rkd import RKD, angles, distances, relational, unit
+from limbeck.vision.rkd import (
+    RKD,
+    angles,
+    distances,
+    negatives,
+    relational,
+    triplet_loss,
+    unit,
+)
 
 pytestmark = pytest.mark.xdist_group("rkd")
 
@@ -59,8 +68,11 @@ def sides(s: Tensor = S, t: Tensor = T) -> tuple[SimpleNamespace, SimpleNamespac
     )
 
 
+CLOCK = Clock(0, "fit", 0, 10, 5)
+
+
 def terms(method: RKD, s: Tensor = S, t: Tensor = T) -> dict[str, Tensor]:
-    return method.terms(nn.Module(), *sides(s, t), Batch(x=s, y=Y[: len(s)]), None)
+    return method.terms(nn.Module(), *sides(s, t), Batch(x=s, y=Y[: len(s)]), CLOCK)
 
 
 # --- the relations ---
@@ -175,6 +187,113 @@ def test_no_tensor_is_larger_than_triples_or_pairs_of_embeddings() -> None:
     assert max(kept) == 12 * 12 * 40
 
 
+# --- triplets ---
+
+
+def slow_weights(e: np.ndarray, y: list[int], a: int) -> np.ndarray:
+    """How likely each sample is as a negative of sample a."""
+    d, out = e.shape[1], np.zeros(len(e))
+    for n in range(len(e)):
+        far = max(0.5, math.sqrt(sum((e[a] - e[n]) ** 2)))
+        if y[n] != y[a] and far < 1.4:
+            out[n] = 1 / (far ** (d - 2) * (1 - far**2 / 4) ** ((d - 3) / 2))
+    if not out.any():
+        out = np.array([float(y[n] != y[a]) for n in range(len(e))])
+    return out / out.sum()
+
+
+@pytest.mark.parametrize("size", [0.3, 1.0, 9.0])
+def test_negatives_are_drawn_by_their_distance(size: float) -> None:
+    e = torch.randn(7, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    e = size * unit(e + 1)
+    e[0] = e[1]  # of two classes, at one place
+    ends = (torch.arange(20000) + 0.5) / 20000  # draws that are spread evenly
+    found = negatives(e, Y, ends.expand(7, -1))
+    for a in range(7):
+        want = slow_weights(e.numpy(), Y.tolist(), a)
+        share = torch.bincount(found[a], minlength=7).double() / 20000
+        np.testing.assert_allclose(share, want, atol=1e-3)
+        kinds = {round(w, 6) for w in want if w}
+        assert (len(kinds) > 2) == (size == 1)  # all near, or all far, are equally likely
+
+
+def test_the_end_of_the_draws_is_a_negative_too() -> None:
+    last = torch.tensor([0.0, 1 - 2**-24]).expand(7, -1)
+    for e in (S, S / S.norm(dim=1, keepdim=True), torch.zeros_like(S)):
+        found = negatives(e, Y, last)
+        assert bool((Y[found] != Y[:, None]).all())
+
+
+def test_triplets_by_loops() -> None:
+    n = torch.randint(7, (7, 7), generator=G)
+    total, pairs = 0.0, 0
+    for a in range(7):
+        for p in range(7):
+            if a != p and Y[a] == Y[p]:
+                near, far = (math.dist(S[a].tolist(), S[k].tolist()) for k in (p, int(n[a, p])))
+                total, pairs = total + max(near - far + 0.2, 0), pairs + 1
+    assert pairs == 6
+    assert float(triplet_loss(S, Y, n, 0.2)) == pytest.approx(total / pairs, rel=1e-10)
+    # On a line at 0 and 1, the negative at 3: 1 - 3 + m from one end, 1 - 2 + m from the other.
+    line, y = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 0, 1])
+    far = torch.full((3, 3), 2)
+    assert float(triplet_loss(line, y, far, 0.2)) == 0
+    assert float(triplet_loss(line, y, far, 1.5)) == pytest.approx((0 + 0.5) / 2)
+
+
+def test_the_triplet_term_and_its_gradient() -> None:
+    method = RKD(label=0, distance=0, angle=0, triplet=2.0, margin=3.0, normalise="teacher")
+    s = S.clone().requires_grad_()
+    out = terms(method, s)
+    assert set(out) == {"triplet"}
+    u = torch.rand(7, 7, generator=CLOCK.rng("negatives"))
+    n = negatives(S, Y, u)
+    torch.testing.assert_close(out["triplet"], 2 * triplet_loss(S, Y, n, 3.0))
+    assert torch.autograd.gradcheck(lambda e: triplet_loss(e, Y, n, 3.0), s)
+    grad = torch.autograd.grad(out["triplet"], s)[0]
+    assert float((grad * S).sum()) != 0
+    unit_s = S / S.norm(dim=1, keepdim=True)
+    both = terms(RKD(triplet=1.0))
+    assert set(both) == {"label", "distance", "angle", "triplet"}
+    n = negatives(unit_s, Y, u)
+    torch.testing.assert_close(both["triplet"], triplet_loss(unit_s, Y, n, 0.2))
+    for name, value in terms(RKD()).items():
+        assert torch.equal(both[name], value)
+
+
+def test_without_pairs_or_without_negatives_triplets_cost_nothing() -> None:
+    for y in (torch.arange(7), torch.zeros(7, dtype=torch.int64)):
+        s = S.clone().requires_grad_()
+        seen = SimpleNamespace(embedding=s), SimpleNamespace()
+        method = RKD(label=0, distance=0, angle=0, triplet=1.0)
+        out = method.terms(nn.Module(), *seen, Batch(x=s, y=y), CLOCK)["triplet"]
+        assert float(out.detach()) == 0
+        assert not bool(torch.autograd.grad(out, s)[0].any())
+    for y in (torch.rand(7), torch.zeros(7, 2, dtype=torch.int64)):
+        with pytest.raises(UsageError, match="give one class number for each sample"):
+            method.terms(nn.Module(), *seen, Batch(x=s, y=y), CLOCK)
+
+
+def test_a_run_on_triplets_brings_classes_together() -> None:
+    y = torch.arange(48) % 3
+    x = torch.randn(3, 6, generator=G)[y] + torch.randn(48, 6, generator=G)
+    torch.manual_seed(0)
+    teacher, student = (nn.Sequential(nn.Linear(6, w), nn.Linear(w, 3)) for w in (8, 4))
+    budget = Budget(steps=60, batch=24, schedule="constant", optimiser=Optimiser(lr=0.03))
+    task = Task(teacher, student, (x, y), test=(x, y), budget=budget)
+    task.taps = {"embedding": ("0", "0")}
+
+    def recall(model: nn.Module) -> float:
+        """How often the nearest other sample is of the same class."""
+        with torch.no_grad():
+            far = torch.cdist(*[unit(model[0](x))] * 2).fill_diagonal_(9)
+        return float((y[far.argmin(1)] == y).double().mean())
+
+    fields = {"label": 0.0, "distance": 0.0, "angle": 0.0, "triplet": 1.0}
+    result = limbeck.run("rkd", task, device="cpu", **fields)
+    assert recall(result.model) > recall(student) + 0.1
+
+
 # --- the method ---
 
 
@@ -232,7 +351,9 @@ def test_fewer_than_three_samples_are_refused() -> None:
     assert set(terms(RKD(distance=0, angle=0), S[:2], T[:2])) == {"label"}
 
 
-@pytest.mark.parametrize("field", ["distance=-1", "angle=-1", "tau=0", "normalise='student'"])
+@pytest.mark.parametrize(
+    "field", ["distance=-1", "angle=-1", "tau=0", "triplet=-1", "margin=-1", "normalise='student'"]
+)
 def test_fields_out_of_range_are_refused(field: str) -> None:
     with pytest.raises(UsageError):
         make(f"rkd({field})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from limbeck.core.data import Batch, Batches, Beside
 from limbeck.core.engine import fit
 from limbeck.core.losses.divergences import Divergence
 from limbeck.core.method import Clock, Facts, Mean, Objective, Result, number
+from limbeck.core.objectives import NextTokens
 from limbeck.core.run import current
 from limbeck.core.signals import Signal
-from limbeck.core.task import Task
+from limbeck.core.task import Budget, Task
+from limbeck.core.teachers import Nobody
 from limbeck.core.text.facts import Text, text_of
 from limbeck.core.text.generate import Written
 from limbeck.core.text.onpolicy import OnPolicy, Source
@@ -44,11 +46,9 @@ CARD = Card(
     "`inner` optimiser steps are on all texts of a step and one batch of the corpus; the code cuts "
     "16 rollouts a process into batches of 4, each with its own. Log-ratios are not clipped (the "
     "code: at 50). The corpus is the task's set `corpus`; without one its term is left out. Plain "
-    "text has no prompts: there one goes on from the first `least` tokens.",
-    lacks=(
-        "the fine-tuning of the student on the data before: give a student that has it",
-        "the code's forward KL to the teacher on the corpus, half of its term there",
-    ),
+    "text has no prompts: there one goes on from the first `least` tokens. The student comes "
+    "fine-tuned on the data, or `tune` says for how long it is. On the corpus the code takes half "
+    "of the paper's term and half of forward KL to the teacher: corpus=0.5, corpus_kd=0.5.",
 )
 
 
@@ -120,13 +120,15 @@ class MiniLLM(Objective):
     """A language model follows the reverse KL of whole texts, KL(q, p), by policy gradient.
 
     single * KL(q, p) of the next token at each place, whose gradient is exact, + long * max(-A
-    rho, -A clip(rho)) + corpus * CE on a generic corpus, means over tokens. Texts are drawn token
-    by token, `new` at most (0: half of the context), from alpha p + (1 - alpha) q; plain text is
-    gone on from after `least` tokens. A is the mean of log p / q over the tokens that follow
-    (`normalise`, `gamma`), less its mean over the step's tokens and over their deviation
-    (`whiten`). rho is q now over what the token was drawn from. With single = 0 returns begin at
-    the token itself: plain policy gradient. alpha = 0 is on-policy; with gamma = 1 and normalise,
-    whiten and clip off the gradient is then without bias that of the KL of texts.
+    rho, -A clip(rho)) + corpus * CE + corpus_kd * KL(p, q) on a generic corpus, means over tokens.
+    Texts are drawn token by token, `new` at most (0: half of the context), from alpha p + (1 -
+    alpha) q; plain text is gone on from after `least` tokens. A is the mean of log p / q over the
+    tokens that follow (`normalise`, `gamma`), less its mean over the step's tokens and over their
+    deviation (`whiten`). rho is q now over what the token was drawn from. With single = 0 returns
+    begin at the token itself: plain policy gradient. alpha = 0 is on-policy; with gamma = 1 and
+    normalise, whiten and clip off the gradient is then without bias that of the KL of texts.
+    `tune`: before, the student is fine-tuned on the data for that share of the budget; the best by
+    the score on valid goes on.
 
     Trained: the student, `inner` times on each set of texts. Frozen: the teacher, which has to be
     live, as it writes along. Moved in a look before: the scale of the returns.
@@ -145,6 +147,7 @@ class MiniLLM(Objective):
     single: float = number(1.0, least=0)
     long: float = number(1.0, least=0)
     corpus: float = number(1.0, least=0)
+    corpus_kd: float = number(0.0, least=0)
     alpha: float = number(0.2, least=0, below=1)
     inner: int = number(4, least=1)
     clip: float = number(0.2, least=0, below=1)
@@ -153,6 +156,7 @@ class MiniLLM(Objective):
     whiten: bool = True
     new: int = number(0, least=0)
     least: int = number(8, least=1)
+    tune: float = number(0.0, least=0)  # share of the budget
     card = CARD
 
     def known(self, written: Written) -> dict[str, Tensor]:
@@ -178,8 +182,8 @@ class MiniLLM(Objective):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         out = {n: count(batch) for n in ("single", "long") if getattr(self, n)}
-        beside = self.corpus and "corpus" in batch
-        return {**out, "corpus": count(batch.corpus)} if beside else out
+        beside = [n for n in ("corpus", "corpus_kd") if getattr(self, n) and "corpus" in batch]
+        return {**out, **{n: count(batch.corpus) for n in beside}}
 
     def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Mean]:
         """The weighted `single`, `long` and `corpus`, those whose weight is not zero."""
@@ -198,6 +202,9 @@ class MiniLLM(Objective):
         if self.corpus and "corpus" in batch:
             there = s(batch.corpus).signal
             out["corpus"] = cross_entropy(there, batch.corpus, weight=self.corpus)
+        if self.corpus_kd and "corpus" in batch:
+            how, both = Divergence("forward_kl"), (x(batch.corpus).signal for x in (s, t))
+            out["corpus_kd"] = matched(how, *both, batch.corpus, weight=self.corpus_kd)
         return out
 
     def observe(self, parts: Any, s: Side, t: Side, batch: Batch) -> dict[str, Tensor]:
@@ -217,15 +224,25 @@ class MiniLLM(Objective):
         return (Phase("look", train=()), policy) if self.scales else (policy,)
 
     def run(self, task: Task) -> Result:
-        """One fit on what both write."""
+        """The student's own fine-tuning, then one fit on what both write."""
         text = text_of(task)
         main: Batches = task.batches()
-        if self.corpus and task.set_or_none("corpus") is not None:
+        if (self.corpus or self.corpus_kd) and task.set_or_none("corpus") is not None:
             main = Beside(main, corpus=task.batches("corpus"))
         student, teacher = current().student(task), task.the_teacher()
-        batches = Rollouts(self, main, text)
+        batches, log = Rollouts(self, main, text), list[Any]()
+        if self.tune:
+            own, name = replace(task, budget=self._tuning(task)), "fit/tune"
+            log = fit(NextTokens(), student, Nobody(), task.batches(), name=name, task=own).log
         fitted = fit(self, student, teacher, batches, name="fit", task=task)
-        return Result(model=fitted.student, log=fitted.log)
+        return Result(model=fitted.student, log=log + fitted.log)
+
+    def _tuning(self, task: Task) -> Budget:
+        """A share of the task's budget, of which the best on valid is kept."""
+        budget = replace(task.budget, keep="last" if task.valid is None else "best")
+        if budget.steps is not None:
+            return replace(budget, steps=max(1, round(self.tune * budget.steps)))
+        return replace(budget, epochs=self.tune * (10 if budget.epochs is None else budget.epochs))
 
 
 def logq(s: Signal, batch: Batch) -> Tensor:

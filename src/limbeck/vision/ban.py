@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from limbeck.core.card import Card
 from limbeck.core.data import Batch
 from limbeck.core.engine import Fitted, fit
-from limbeck.core.losses.divergences import check_classes, soft_cross_entropy
-from limbeck.core.method import Clock, Facts, Method, Objective, Result, number
-from limbeck.core.objectives import Labels
+from limbeck.core.losses.divergences import Divergence, check_classes, soft_cross_entropy
+from limbeck.core.method import Clock, Facts, Mean, Method, Objective, Result, number
+from limbeck.core.objectives import Labels, NextTokens
 from limbeck.core.run import current
 from limbeck.core.task import Task
 from limbeck.core.teacher import Teacher
 from limbeck.core.teachers import Frozen, Nobody
+from limbeck.core.text.places import count, cross_entropy, matched
 from limbeck.core.updates import Phase
 from limbeck.core.views import Side, entries_of
+from limbeck.errors import UsageError
 
 CARD = Card(
     key="ban",
@@ -38,8 +40,8 @@ CARD = Card(
     tiny={"generations": 2},
     departs="A teacher that the user gives is generation 0 and no member of the ensemble, since it "
     "need not be a module that reads as the student does. DKPP draws a new permutation for each "
-    "sample at each step, which the paper leaves open.",
-    lacks=("language models, whose logits are (B, T, V)",),
+    "sample at each step, which the paper leaves open. Of language models there are the modes and "
+    "what it gives that the paper has for them: kd, and the last generation.",
 )
 
 
@@ -138,6 +140,28 @@ class Generation(Objective):
 
 
 @dataclass(frozen=True)
+class Texts(Objective):
+    """The same of a language model: means over the tokens that are trained on."""
+
+    m: BAN
+
+    def asks(self) -> tuple[str, ...]:
+        return ("student:signal", "y", *(("teacher:signal",) if self.m.ban else ()))
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {n: count(batch) for n in ("label", "ban") if getattr(self.m, n)}
+
+    def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Mean]:
+        m, out = self.m, {}
+        if m.label:
+            out["label"] = cross_entropy(s.signal, batch, weight=m.label)
+        if m.ban:  # less the teacher's entropy, which has no gradient
+            how = Divergence("forward_kl")
+            out["ban"] = matched(how, s.signal, t.signal, batch, weight=m.ban)
+        return out
+
+
+@dataclass(frozen=True)
 class BAN(Method):
     """A fresh student is taught by the student before it, and teaches the next: `generations`.
 
@@ -146,6 +170,7 @@ class BAN(Method):
     `mode`: "kd", the cross-entropy H(softmax(t), softmax(s)); or what tells where its gain comes
     from: "cwtm", CE(y, s) of samples weighted by the teacher's confidence max_c softmax(t)_c, or
     "dkpp", as "kd" with all but the teacher's largest probability permuted. label=1 is BAN+L.
+    On texts both terms are means over the tokens that are trained on (in the paper with label=1).
 
     `gives`: the "last" generation, or the "ensemble", the mean probability of all that were trained
     here. The teacher may be of another architecture: then they are reborn in the student's.
@@ -154,6 +179,7 @@ class BAN(Method):
     a factory, starts each time from the same weights. The last one starts where other methods'
     students do. Frozen: the generation before. A finished generation is not trained again when a
     run is taken up.
+    Raises: UsageError for texts with another mode, or an ensemble.
     Source: Furlanello et al., ICML 2018, arXiv 1805.04770, section 3; both terms have weight 1.
     Relatives: `kd` is one generation from a larger teacher; `takd` goes down in size.
 
@@ -173,6 +199,11 @@ class BAN(Method):
 
     def run(self, task: Task) -> Result:
         """One fit after the other."""
+        if "text" in task.data and (self.mode != "kd" or self.gives != "last"):
+            raise UsageError(
+                f"ban has no mode='{self.mode}' with gives='{self.gives}' for texts; give "
+                "mode='kd' and gives='last'"
+            )
         teacher, fits = task.the_teacher(), list[Fitted]()
         if isinstance(teacher, Nobody):
             fits.append(self._born(task, Nobody(), 0))
@@ -188,10 +219,13 @@ class BAN(Method):
         """Generation k, taught by a teacher; by labels alone for k = 0."""
         last = k == self.generations
         student = current().student(task, "student" if last else f"generation/{k}")
-        objective = Generation(self) if k else Labels()
+        born: Objective = Texts(self) if "text" in task.data else Generation(self)
+        first: Objective = NextTokens() if "text" in task.data else Labels()
         read = task.readers
         if teacher is not task.the_teacher():  # a generation, which reads as the student does
             mine = read.get("student")
             read = {"teacher": mine, "student": mine} if mine else {}
         own = replace(task, taps={}, readers=read)
-        return fit(objective, student, teacher, task.batches(), name=f"generation/{k}", task=own)
+        return fit(
+            born if k else first, student, teacher, task.batches(), name=f"generation/{k}", task=own
+        )

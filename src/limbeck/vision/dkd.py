@@ -30,8 +30,8 @@ CARD = Card(
     tiny={},
     departs="The other classes are picked, where the authors' code takes 1000 from the target's "
     "logit, and the probability of all others is a log-sum-exp of logits, where it takes the "
-    "logarithm of a sum of probabilities, which may be 0: the same values wherever its are finite.",
-    lacks=("detectors, where the paper applies the loss to the class logits of proposals",),
+    "logarithm of a sum of probabilities, which may be 0: the same values wherever its are finite. "
+    "Detectors, whose class logits of proposals the paper applies the loss to, are another task.",
 )
 
 

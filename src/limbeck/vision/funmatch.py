@@ -13,11 +13,12 @@ from limbeck.core.card import Card
 from limbeck.core.data import Batch, Table, reader_of
 from limbeck.core.engine import fit
 from limbeck.core.evaluate import evaluating
+from limbeck.core.looking import look_over
 from limbeck.core.losses.divergences import kl
 from limbeck.core.method import Clock, Objective, Result, Rng, number
-from limbeck.core.run import current
+from limbeck.core.run import current, stage
 from limbeck.core.task import Task
-from limbeck.core.teachers import Frozen
+from limbeck.core.teachers import Frozen, Nobody
 from limbeck.core.views import Side, call_model, entries_of
 from limbeck.errors import UsageError
 
@@ -35,10 +36,10 @@ CARD = Card(
     tiny={},
     departs="Crops are cut from the pictures as the data gives them and resized to their size; "
     "their sides are not rounded to whole pixels. A fixed teacher sees the picture whole, which "
-    "is a centre crop where the data is cropped so. A picture is mixed with its neighbour in the "
+    "is a centre crop where the data is cropped so; over views it is averaged as probabilities at "
+    "temperature 1, which the paper leaves open. A picture is mixed with its neighbour in the "
     "micro-batch. The code gives the larger share to the picture itself, which without labels "
     "only turns pairs round.",
-    lacks=("the fixed teacher that is averaged over a thousand inception crops",),
 )
 RATIOS = (3 / 4, 4 / 3)  # width to height of an inception crop
 MILD = 0.8  # of each side: 128 of 160 pixels
@@ -106,7 +107,8 @@ class FunMatch(Objective):
     uniform in [0, 1) and one for a step;
     "consistent", the same without mixing;
     "independent", a view each;
-    "fixed", the student a view and the teacher the picture as it is, so that a cache serves.
+    "fixed", the student a view and the teacher the picture as it is, so that a cache serves; or,
+    `averaged`, its mean probabilities over so many views, taken once (in the paper 1000).
     A view is a `crop` (inception: of at least the share `area` of the picture; mild: 0.8 of each
     side; or none), mirrored at random with `flip`. Views are made before the sides' readers, which
     may bring each side to its own size.
@@ -119,7 +121,7 @@ class FunMatch(Objective):
     trains for 300 to 9600 epochs of ImageNet and up to a million of small sets, by Adam with
     decoupled weight decay (which matters), cosine after a warm-up, gradients clipped at norm 1.
     With few epochs a fixed teacher can look better.
-    Raises: UsageError where inputs are no pictures (B, C, H, W).
+    Raises: UsageError where inputs are no pictures (B, C, H, W), or no fixed teacher is averaged.
     Source: Beyer et al., CVPR 2022, arXiv 2106.05237, section 3; tau 1 is that of ImageNet (1 to
     10 elsewhere), the crop's 5 percent and its ratios are the code's.
     Relatives: `kd` is "consistent" without crops and flips, beside labels.
@@ -136,7 +138,19 @@ class FunMatch(Objective):
     crop: Literal["inception", "mild", "none"] = "inception"
     area: float = number(0.05, above=0, most=1)
     flip: bool = True
+    averaged: int = number(0, least=0)  # views of a fixed teacher; 0: the picture itself
     card = CARD
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.averaged and self.teaching != "fixed":
+            raise UsageError(
+                f"FunMatch.averaged is {self.averaged}, but with teaching='{self.teaching}' the "
+                "teacher sees a view at every step; give teaching='fixed'"
+            )
+
+    def asks(self) -> tuple[str, ...]:
+        return (*CARD.needs, "teacher:again") if self.averaged else CARD.needs
 
     def prepare(self, batch: Batch, rng: Rng) -> tuple[Batch, Batch]:
         """A view for both sides, or one for each."""
@@ -179,13 +193,43 @@ class FunMatch(Objective):
 
     def run(self, task: Task) -> Result:
         """One fit, and how near the sides are after it."""
-        teacher = task.the_teacher()
-        fitted = fit(self, current().student(task), teacher, task.batches(), name="fit")
+        teacher, student = task.the_teacher(), current().student(task)
+        if self.averaged:
+            given = Averaged(self, stage("fit/targets", lambda: self.targets(task)))
+            fitted = fit(given, student, Nobody(), task.batches(), name="fit")
+        else:
+            fitted = fit(self, student, teacher, task.batches(), name="fit")
         report = None
         if isinstance(teacher, Frozen):
             sets = [n for n in ("train", "valid", "test") if task.set_or_none(n) is not None]
             report = {n: nearness(task, fitted.student, teacher.module, n) for n in sets}
         return Result(model=fitted.student, report=report, log=fitted.log)
+
+    def targets(self, task: Task) -> Tensor:
+        """The logarithm of the teacher's mean probabilities over views of all samples (N, C)."""
+        n, found = self.averaged, []
+        with torch.no_grad():
+            for batch, t in look_over(task):
+                draws = (Clock(current().seed, "fit/targets", k, n, n).rng for k in range(n))
+                views = (t(self.view(batch, rng, "the teacher's view")) for rng in draws)
+                total = sum(v.logits.float().softmax(1) for v in views)
+                found.append((total / n).clamp_min(1e-30).log().cpu())
+        return torch.cat(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Averaged(Objective):
+    """A fixed teacher's targets (N, C), as logits, for the student's views."""
+
+    m: FunMatch
+    targets: Tensor
+
+    def prepare(self, batch: Batch, rng: Rng) -> tuple[Batch, Batch]:
+        return self.m.prepare(batch, rng)
+
+    def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        target = self.targets[batch.index.cpu()].to(s.logits.device)
+        return {"funmatch": self.m.funmatch * kl(s.logits, target, self.m.tau).mean()}
 
 
 def nearness(task: Task, student: nn.Module, teacher: nn.Module, name: str) -> dict[str, float]:

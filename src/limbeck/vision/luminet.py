@@ -29,8 +29,8 @@ CARD = Card(
     tiny={},
     departs="The weight `perception` is the square of the code's ALPHA; the paper's own scale is a "
     "function of tau: tau^2 is perception=16 at tau 4. Batches of a fit are all whole, where the "
-    "code's last one of an epoch may be short.",
-    lacks=("detectors, where the paper applies the loss to the class logits of proposals",),
+    "code's last one of an epoch may be short. Detectors, whose class logits the paper applies the "
+    "loss to, are another task.",
 )
 EXEMPT = {
     "accumulate": "logits are standardised over a micro-batch; the statistics of others are unseen"

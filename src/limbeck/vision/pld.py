@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,11 +31,9 @@ CARD = Card(
     departs="Classes that the teacher holds equal are ranked by number, where the paper's listing "
     "leaves it to an unstable sort. Position weights are the paper's 2^(C - k) - 1 over their "
     "sum, so that the loss keeps its size; its ablation states another formula for them, which is "
-    "that of its default.",
-    lacks=(
-        "logits standardised before the loss, which the paper finds to be worse",
-        "detectors, where the paper applies the loss to the class logits",
-    ),
+    "that of its default. Standardised logits have the deviation of logit standardisation's code, "
+    "with C - 1 in it. Detectors, whose class logits the paper applies the loss to, are another "
+    "task.",
 )
 
 
@@ -64,6 +63,16 @@ def by_position(classes: int) -> Tensor:
     return alpha / alpha.sum()
 
 
+def standardised(z: Tensor) -> Tensor:
+    """(z - mean) / deviation over the classes; zero, without gradient, where all are equal.
+
+    The deviation has C - 1 in it. Shapes: z (B, C) logits -> (B, C).
+    """
+    z = z - z.mean(1, keepdim=True)
+    length: Tensor = z.norm(dim=1, keepdim=True)
+    return math.sqrt(z.shape[1] - 1) * z / length.where(length > 0, torch.inf)
+
+
 @dataclass(frozen=True)
 class PLD(Objective):
     """A student is taught the teacher's ranking of the classes with the true label put first.
@@ -74,6 +83,8 @@ class PLD(Objective):
     "position", in proportion to 2^(C - k) - 1 (position-aware ListMLE). alpha = (1, 0, ..., 0)
     would be cross-entropy, so there is no term for labels: the first choice is it, weighted by the
     teacher's trust in the label. Convex in s; tau acts on the weights only.
+    `standardise`: "none"; the "teacher", whose t is first brought to mean 0 and deviation 1; or
+    "both", s too, for comparison: the paper finds neither to be better.
 
     Trained: the student. Frozen: the teacher.
     Raises: UsageError where the sides give different numbers of classes, or y is not one class
@@ -93,6 +104,7 @@ class PLD(Objective):
     pld: float = number(1.0, least=0)
     tau: float = number(1.0, above=0)
     alpha: Literal["teacher", "uniform", "position"] = "teacher"
+    standardise: Literal["none", "teacher", "both"] = "none"
     card = CARD
 
     def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Tensor]:
@@ -110,6 +122,10 @@ class PLD(Objective):
         student, teacher = (
             z.to(torch.promote_types(z.dtype, torch.float32)) for z in (s.logits, t.logits)
         )
+        if self.standardise != "none":
+            teacher = standardised(teacher)
+        if self.standardise == "both":
+            student = standardised(student)
         order = ranking(teacher, y.long())
         if self.alpha == "teacher":
             alpha = (teacher / self.tau).softmax(1).gather(1, order)

@@ -36,8 +36,7 @@ CARD = Card(
     "tau. The kernel's width is the mean squared distance of neighbours, so that it fits features "
     "of any scale. Losses are means over nodes, where the paper writes sums. Whether a patch of a "
     "convolution's map is pooled or flattened, and which side comes first in the local divergence, "
-    "are fields.",
-    lacks=("the long-tailed versions of the data sets, which are a matter of the task",),
+    "are fields. Long-tailed versions of the data sets are the task's.",
 )
 EXEMPT = {
     "accumulate": "it relates the tokens of a micro-batch; pairs across two are not seen",

@@ -36,12 +36,10 @@ CARD = Card(
     "code: here it is ZCA over a micro-batch, where directions without variance stay zero. Both "
     "logit terms act on the student's one head unless heads=2. Mixup, cutmix and label smoothing "
     "are left to the data. A projector into fewer dimensions than the student has, which the paper "
-    "does not need, has orthonormal rows.",
-    lacks=(
-        "the convolutional stem and distillation token, which are of the student's architecture",
-        "the object detector and the image generator that the feature loss is added to; the "
-        "detector's code matches several layers, standardised over the batch on both sides",
-    ),
+    "does not need, has orthonormal rows. The convolutional stem and the distillation token are "
+    "of the student's architecture. The object detector and the image generator that the feature "
+    "loss is added to are other tasks; the detector's code matches several layers, standardised "
+    "over the batch on both sides.",
 )
 
 

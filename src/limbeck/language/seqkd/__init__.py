@@ -42,8 +42,8 @@ CARD = Card(
     "sentence is over tokens, with one added to matches and totals of pairs and longer n-grams. "
     "How long and how fast Seq-Inter and the pruned student are trained is chosen here: a quarter "
     "of the budget at a tenth of its rate. Causal models are taught too: their source is the "
-    "prompt; plain text has none, so there the teacher goes on from the first `least` tokens.",
-    lacks=("a teacher with another tokenizer, whose texts would have to be cut anew",),
+    "prompt; plain text has none, so there the teacher goes on from the first `least` tokens. "
+    "Both sides have one tokenizer, as in the paper.",
 )
 
 

@@ -40,8 +40,8 @@ CARD = Card(
     "does not say how its convex problem is solved: here by expectation-maximisation for each "
     "multiplier, and bisection on the multiplier. Where no mixture keeps eps, the one that is "
     "nearest to the base model is taken. The anchor's mix, where the base model is wrong, is that "
-    "of all other samples, which the paper leaves open.",
-    lacks=("the compared mixup and co-distillation, which are methods of their own",),
+    "of all other samples, which the paper leaves open. Of what the paper compares with, mixup and "
+    "co-distillation are methods of their own.",
 )
 
 

@@ -45,8 +45,8 @@ CARD = Card(
     "code stops. A given teacher's backbone gets a head and is trained on with it, on the task's "
     "budget; the paper trains its own, for 30 of 80 epochs of a schedule. F1 is at 0.5, where the "
     "code takes as many labels as are true. Class numbers count as one label each, where no image "
-    "has two and the term id is zero.",
-    lacks=("the recipe of augmentations, which is the data's", "word embeddings as queries"),
+    "has two and the term id is zero. Augmentations are the data's. Queries are fixed random ones, "
+    "as in the paper; ML-Decoder's option of word embeddings, which it does not use, is left out.",
 )
 EXEMPT = {
     "accumulate": "the term cd relates the images of a label within a micro-batch",

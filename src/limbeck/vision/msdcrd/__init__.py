@@ -43,8 +43,8 @@ CARD = Card(
     "sorted by what the teacher's last linear layer says of them. Windows of one picture are no "
     "negatives of each other. The temperature, both weights, the cap and the projector (a 1x1 "
     "convolution and BatchNorm, where widths differ; the abstract's method has no parameters) are "
-    "not the paper's figures.",
-    lacks=("detectors, to whose features the paper applies it as well",),
+    "not the paper's figures. Detectors, to whose features the paper applies it as well, are "
+    "another task.",
 )
 EXEMPT = {
     "accumulate": "negatives are the other pictures of a micro-batch; it sees none of another",

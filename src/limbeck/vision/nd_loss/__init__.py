@@ -40,8 +40,8 @@ CARD = Card(
     "feature of length 0 before a teacher's of length 0 has loss 1, where the code divides by 0. "
     "The means are of the training set as its first epoch shows it, augmented if it is. Of the "
     "loss on norms alone, which the paper compares and the code has not, the form is that of "
-    "stepwise larger norms in domain adaptation (Xu et al. 2019).",
-    lacks=("detectors, where the paper takes the features of proposals",),
+    "stepwise larger norms in domain adaptation (Xu et al. 2019). Detectors, of which the "
+    "paper takes the features of proposals, are another task.",
 )
 
 

@@ -45,8 +45,8 @@ CARD = Card(
     "the score is reported on is never touched. Class means are taken once, as the first epoch "
     "shows the samples. The code for pictures has another state (sides as absolute values, angles "
     "at the label), one layer of 128, tau 1 and no tau^2; the state and layers here are those of "
-    "the tabular code, tau 4 the usual of pictures.",
-    lacks=("the compared rules for a ratio, which are methods of their own",),
+    "the tabular code, tau 4 the usual of pictures. The rules for a ratio that the paper "
+    "compares with are methods of their own.",
 )
 EXEMPT = {
     "accumulate": "the virtual step is made from a micro-batch, and what it does to the judges is "

@@ -38,8 +38,8 @@ CARD = Card(
     "lckt = 0.05, eps and rounds, nor that pairs go both ways with their other end in crd's banks "
     "(a live end would be told from a bank's rows by its age, and all embeddings fall together); "
     "gckt = 0.8 is crd's. Negatives are drawn with replacement and are at most as many as there "
-    "are samples. The plan is held fixed, as the envelope theorem allows at its optimum.",
-    lacks=("the transfer of quantised colour channels, which is a task of its own",),
+    "are samples. The plan is held fixed, as the envelope theorem allows at its optimum. "
+    "The transfer between quantised colour channels is a task of its own.",
 )
 EXEMPT = {"accumulate": "the plan matches all samples of a micro-batch; it sees none of another"}
 
