@@ -1,4 +1,4 @@
-"""`limbeck speed --objectives` at tiny sizes: who is measured, who is named, and the same numbers."""
+"""`limbeck speed --objectives` at tiny sizes: who is measured or named, and the same numbers."""
 
 import json
 
