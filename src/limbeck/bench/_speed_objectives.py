@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -24,6 +25,7 @@ from limbeck.registry import Entry, cards, get, make
 
 WHY = "only what it shows is here"
 CLOCK = Clock(0, "fit", 0, 10, 5)
+SECONDS, MOST = 0.3, 20  # of one objective, and runs of each of its ways at most
 # What cannot be measured on fixed tensors, beside what looks at models again or at their weights.
 NAMED = {
     "mekd": "its terms go through a generator and a critic of its own",
@@ -206,7 +208,11 @@ def measured(desk: Desk, times: int) -> dict[str, tuple[float, float]]:
     runs: dict[str, Way] = {name: partial(run, way) for name, way in ways.items()}
     for first in runs.values():  # what is made once is no cost of a step
         first()
-    return in_turn(runs, times, [*desk.leaves, *desk.parts.parameters()])
+    start = time.perf_counter()
+    for again in runs.values():
+        again()
+    short = int(SECONDS / (time.perf_counter() - start))  # what is short is measured more often
+    return in_turn(runs, min(max(times, short), MOST), [*desk.leaves, *desk.parts.parameters()])
 
 
 def told(
