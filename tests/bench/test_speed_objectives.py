@@ -79,13 +79,13 @@ def test_the_teacher_gets_no_gradient_and_labels_are_those_of_the_set() -> None:
 
 def test_the_command_prints_rows_and_reasons(monkeypatch, capsys) -> None:
     monkeypatch.setattr(objectives, "Sizes", lambda: TINY)
-    assert speeding.speed(["--quick", "--json", "--objectives", "kd", "mekd"]) == 0
+    assert speeding.speed(["--quick", "--json", "--objectives", "kd,mekd"]) == 0
     kd, mekd = json.loads(capsys.readouterr().out)
     assert kd["path"] == "kd"
     assert kd["seconds"]["limbeck"] > 0
     assert set(kd["bytes"]) == set(kd["seconds"])
     assert mekd == {"path": "mekd", "why_not": objectives.NAMED["mekd"]}
-    assert speeding.speed(["--quick", "--objectives", "fitnets", "takd"]) == 0
+    assert speeding.speed(["--quick", "--objectives", "fitnets, takd"]) == 0
     text = capsys.readouterr().out
     assert "fitnets hint" in text
     assert "takd   (not measured: it minimises what kd does" in text

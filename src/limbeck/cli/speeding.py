@@ -20,7 +20,7 @@ def speed(argv: list[str]) -> int:
         "speed",
         "Measure limbeck's hot paths beside what people use today: in one process, in turn, the\n"
         "best of several. Times depend on the machine; the ratios are what counts.",
-        ("limbeck speed", "limbeck speed --quick --json", "limbeck speed --objectives kd crd"),
+        ("limbeck speed", "limbeck speed --quick --json", "limbeck speed --objectives kd,crd"),
         usage="[options]",
     )
     parser.add_argument("--quick", action="store_true", help="fewer steps, looser numbers")
@@ -28,10 +28,9 @@ def speed(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument(
         "--objectives",
-        nargs="*",
-        metavar="KEY",
-        help="time and memory of vision methods' objectives alone instead, forward and backward; "
-        "of all without a KEY (the hot paths)",
+        metavar="KEY,KEY",
+        help="instead, time and memory of these vision methods' objectives alone, forward and "
+        "backward; all for every one (the hot paths)",
     )
     args = parser.parse_args(argv)
     if not 1 <= args.threads <= 1024:
@@ -42,7 +41,11 @@ def speed(argv: list[str]) -> int:
     from limbeck.bench.speed import objectives, rows
 
     torch.set_num_threads(args.threads)
-    found = rows(args.quick) if args.objectives is None else objectives(args.objectives, args.quick)
+    if args.objectives is None:
+        found = rows(args.quick)
+    else:
+        named = [key.strip() for key in args.objectives.split(",")]
+        found = objectives(() if named == ["all"] else named, args.quick)
     if args.json:
         print(json.dumps([_plain(row) for row in found], indent=2))
         return 0

@@ -73,12 +73,13 @@ class Critic(nn.Module):
         def paired(anchor: Tensor, mine: Tensor, bank: Tensor, theirs: Tensor) -> Tensor:
             table = bank @ theirs.T if len(bank) <= rows.numel() else None
 
-            def values(own: Tensor, numbers: Tensor) -> Tensor:
+            def values(mine: Tensor, numbers: Tensor) -> Tensor:
                 other = bank[numbers] @ theirs.T if table is None else F.embedding(numbers, table)
-                of: Tensor = other.add_(own[:, None]).relu_() @ last
+                of: Tensor = other.add_(mine[:, None]).relu_() @ last
                 return of
 
-            pieces = zip((anchor @ mine.T + bias).split(some), rows.split(some), strict=True)
+            own = anchor @ mine.T + bias
+            pieces = [(own[i : i + some], rows[i : i + some]) for i in range(0, len(rows), some)]
             return torch.cat(
                 [
                     checkpoint(values, *piece, use_reentrant=False, preserve_rng_state=False)
