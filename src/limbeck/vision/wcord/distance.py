@@ -73,9 +73,9 @@ class Critic(nn.Module):
         def paired(anchor: Tensor, mine: Tensor, bank: Tensor, theirs: Tensor) -> Tensor:
             table = bank @ theirs.T if len(bank) <= rows.numel() else None
 
-            def values(mine: Tensor, numbers: Tensor) -> Tensor:
+            def values(first: Tensor, numbers: Tensor) -> Tensor:
                 other = bank[numbers] @ theirs.T if table is None else F.embedding(numbers, table)
-                of: Tensor = other.add_(mine[:, None]).relu_() @ last
+                of: Tensor = other.add_(first[:, None]).relu_() @ last
                 return of
 
             own = anchor @ mine.T + bias
