@@ -13,6 +13,7 @@ from limbeck.core.score import Score
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.core.teachers import BlackBox
 from limbeck.errors import Missing, UsageError
+from limbeck.vision import l2d
 from limbeck.vision.l2d import L2D, Labelled, mld_loss, relation_loss
 from limbeck.vision.l2d.decoder import Decoder, Headed, one_hot
 from limbeck.vision.l2d.scores import f1_scores, mean_average_precision
@@ -123,6 +124,21 @@ def test_sets_of_two_give_nothing_and_equal_vectors_no_nan() -> None:
     loss = relation_loss(same, same.detach(), torch.ones(2, 5))
     assert float(loss.detach()) == 0
     assert bool(torch.autograd.grad(loss, same)[0].isfinite().all())
+
+
+def test_only_as_many_are_related_as_the_largest_set_has(monkeypatch) -> None:
+    seen, real = [], l2d.relations
+
+    def watched(e: Tensor, there: Tensor) -> Tensor:
+        seen.append(tuple(e.shape))
+        return real(e, there)
+
+    monkeypatch.setattr(l2d, "relations", watched)
+    s, t, there = draw(2, 50, 3), draw(2, 50, 4), torch.zeros(2, 50)
+    there[0, [3, 20, 49]] = there[1, [0, 7]] = 1
+    own = [3, 20, 49]
+    torch.testing.assert_close(relation_loss(s, t, there), by_hand(s[0, own], t[0, own]))
+    assert seen == [(2, 3, 3), (2, 3, 4)]
 
 
 # --- the head ------------------------------------------------------------------------------------

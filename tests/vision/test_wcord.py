@@ -17,7 +17,7 @@ from limbeck.core.run import Run
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
 from limbeck.vision._kit.banks import outside
-from limbeck.vision.wcord import WCoRD
+from limbeck.vision.wcord import WCoRD, distance
 from limbeck.vision.wcord.distance import Critic, dual_loss, primal_loss, sinkhorn
 
 pytestmark = pytest.mark.xdist_group("wcord")
@@ -159,6 +159,31 @@ def test_the_critic_is_two_layers_on_both_embeddings_by_each_road() -> None:
             torch.testing.assert_close(of_s[i, j], plain(critic, t[i], bank[rows[i, j]]))
             torch.testing.assert_close(of_t[i, j], plain(critic, more[rows[i, j]], s[i]))
     torch.testing.assert_close(again, of_s)
+
+
+@pytest.mark.parametrize("bank", [30, 400])  # mapped as a whole, and only its rows
+def test_the_critic_gives_the_same_in_pieces_and_holds_no_more(monkeypatch, bank: int) -> None:
+    torch.manual_seed(0)
+    critic = Critic(4, 7).eval()
+    rows, t, s = torch.randint(bank, (5, 9)), unit(5, 4).float(), unit(5, 4, seed=1).float()
+    banks = [unit(bank, 4, seed=k).float() for k in (2, 3)]
+    s.requires_grad_()
+    found, kept = [], list[int]()
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x.numel() if x.dim() == 3 else 0)
+        return x
+
+    for most in (1, 3 * 9 * 7, 2**24):  # one anchor at a time, three, all
+        monkeypatch.setattr(distance, "MOST", most)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            values = torch.stack(critic(rows, t, *banks, s))
+        inner = [s, *critic.parameters()]
+        found.append([values, *torch.autograd.grad(values.square().sum(), inner)])
+    assert max(kept) == 0  # hidden units (B, K, hidden) are made again, not kept
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_the_critic_does_not_climb_faster_than_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from limbeck.bench._loops import bare_loop, limbeck_loop, small, torchdistill_loop
+from limbeck.bench._speed_objectives import told as objectives_told
 from limbeck.bench._speed_steps import told as step_rows
 from limbeck.bench._speed_text import told as text_rows
 from limbeck.core.cache import Cache, CacheWriter
@@ -26,18 +27,30 @@ from limbeck.registry import get
 
 @dataclass(frozen=True)
 class Row:
-    """One path: seconds of each way (the best run), and the target for this library's, in words."""
+    """One path: seconds of each way (the best run), and the target for this library's, in words.
+
+    What cannot be measured has no ways, but says why not.
+    """
 
     name: str
     seconds: Mapping[str, float]
     unit: str
     target: str
     rises: Mapping[str, float] = field(default_factory=dict)  # of the peak of memory, in bytes
+    why_not: str = ""
 
     def ratios(self) -> dict[str, float]:
         """Each way's time over the first's."""
-        first = next(iter(self.seconds.values()))
-        return {k: v / first for k, v in self.seconds.items()}
+        return _over_first(self.seconds)
+
+    def ratios_of_rises(self) -> dict[str, float]:
+        """Each way's memory over the first's, where that needs any."""
+        return _over_first(self.rises)
+
+
+def _over_first(values: Mapping[str, float]) -> dict[str, float]:
+    first = next(iter(values.values()), 0.0)
+    return {k: v / first for k, v in values.items()} if first else {}
 
 
 def best(ways: Mapping[str, Callable[[], float]], times: int) -> dict[str, float]:
@@ -210,3 +223,14 @@ def rows(quick: bool = False) -> Iterator[Row]:
     for told in (text_rows(quick), step_rows(quick, best)):
         for name, seconds, unit, target, rises in told:
             yield Row(name, seconds, unit, target, rises)
+
+
+def objectives(keys: Sequence[str] = (), quick: bool = False) -> Iterator[Row]:
+    """Vision objectives alone, those of some keys or all, beside torchdistill's where it has them.
+
+    Raises:
+        Missing: there is no such method.
+    """
+    for name, seconds, rises, why_not in objectives_told(keys, quick):
+        target = "at most torchdistill's" if len(seconds) > 1 else ""
+        yield Row(name, seconds, "ms", target, rises, why_not)

@@ -87,6 +87,10 @@ def relation_loss(s: Tensor, t: Tensor, there: Tensor) -> Tensor:
     phi are the `relations`; of two vectors they are always 1, so that such sets give nothing.
     Shapes: s (G, n, D), t (G, n, D'), there (G, n) of 0 and 1 -> ().
     """
+    # Sets hold few of the n as a rule: only as many are related as the largest has.
+    own = there.argsort(dim=1, descending=True, stable=True)[:, : max(1, int(there.sum(1).max()))]
+    s, t = (x.gather(1, own[..., None].expand(-1, -1, x.shape[2])) for x in (s, t))
+    there = there.gather(1, own)
     gap = F.smooth_l1_loss(relations(s, there), relations(t, there).detach(), reduction="none")
     return (gap.sum((1, 2)) / there.sum(1).clamp_min(1)).sum()
 

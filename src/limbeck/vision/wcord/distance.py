@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
+
+MOST = 2**24  # hidden units of pairs that are there at a time
 
 
 def dual_loss(joint: Tensor, product: Tensor) -> Tensor:
@@ -56,18 +61,30 @@ class Critic(nn.Module):
         """g(t_b, bank_s[rows_bk]) and g(bank_t[rows_bk], s_b).
 
         The first layer is linear in each side, so that both are mapped before they are paired: all
-        of a bank, or where that is less its rows.
+        of a bank, or where that is less its rows. Of the pairs' hidden units only those of some
+        anchors are there at a time, once more in the backward pass.
         Shapes: rows (B, K) numbers, t, s (B, D), bank_s, bank_t (N, D) -> (B, K) twice.
         """
         layers: Any = (self.first, self.last)  # whose types torch's parametrisation hides
         of_t, of_s = layers[0].weight.chunk(2, 1)
         bias, last = layers[0].bias, layers[1].weight[0]
+        some = max(1, MOST // (rows.shape[1] * len(bias)))
 
         def paired(anchor: Tensor, mine: Tensor, bank: Tensor, theirs: Tensor) -> Tensor:
-            whole = len(bank) <= rows.numel()
-            other = (bank @ theirs.T)[rows] if whole else bank[rows] @ theirs.T
-            inner: Tensor = (anchor @ mine.T)[:, None] + other + bias
-            values: Tensor = inner.relu() @ last
-            return values
+            table = bank @ theirs.T if len(bank) <= rows.numel() else None
+
+            def values(first: Tensor, numbers: Tensor) -> Tensor:
+                other = bank[numbers] @ theirs.T if table is None else F.embedding(numbers, table)
+                of: Tensor = other.add_(first[:, None]).relu_() @ last
+                return of
+
+            own = anchor @ mine.T + bias
+            pieces = [(own[i : i + some], rows[i : i + some]) for i in range(0, len(rows), some)]
+            return torch.cat(
+                [
+                    checkpoint(values, *piece, use_reentrant=False, preserve_rng_state=False)
+                    for piece in pieces
+                ]
+            )
 
         return paired(t, of_t, bank_s, of_s), paired(s, of_s, bank_t, of_t)
