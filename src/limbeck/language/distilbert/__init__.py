@@ -39,8 +39,8 @@ CARD = Card(
     tiny={},
     departs="Of each text a fixed share of the tokens is hidden, as in BERT, at least one; the "
     "paper's script fixes the share over a batch. A student that is a BERT keeps its token-type "
-    "embeddings, which the paper removes; a DistilBERT has none. The optional second "
-    "distillation, while the student is fine-tuned for answering questions, is another task.",
+    "embeddings, which the paper removes; a DistilBERT has none.",
+    lacks=("the optional second distillation, while the student is tuned to answer questions",),
 )
 
 
