@@ -203,8 +203,8 @@ class MiniLLM(Objective):
             there = s(batch.corpus).signal
             out["corpus"] = cross_entropy(there, batch.corpus, weight=self.corpus)
         if self.corpus_kd and "corpus" in batch:
-            how, both = Divergence("forward_kl"), (x(batch.corpus).signal for x in (s, t))
-            out["corpus_kd"] = matched(how, *both, batch.corpus, weight=self.corpus_kd)
+            how, q, p = Divergence("forward_kl"), s(batch.corpus).signal, t(batch.corpus).signal
+            out["corpus_kd"] = matched(how, q, p, batch.corpus, weight=self.corpus_kd)
         return out
 
     def observe(self, parts: Any, s: Side, t: Side, batch: Batch) -> dict[str, Tensor]:
