@@ -11,7 +11,7 @@ TRIALS = (
         },
         against=("labels",),
         seeds=12,
-        why="Labels alone are the paper's ABMIL: the student has gated attention. Which fixed picture a "
-        "bag holds tells its label in training and on valid, and nothing in the test.",
+        why="Labels alone are the paper's ABMIL: the student has gated attention. A fixed picture "
+        "in each bag tells its label in training and on valid, and tells nothing in the test.",
     ),
 )
