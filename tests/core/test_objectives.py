@@ -172,3 +172,7 @@ def test_float_labels_must_be_probabilities() -> None:
     task = Task(teacher=None, student=torch.nn.Linear(4, 3), train=(x, y), classes=3)
     with pytest.raises(UsageError, match="a row sums to 3; give several labels as whole numbers"):
         limbeck.run(Labels(), task)
+    series = torch.randn(8, 5, 4), torch.randn(8, 5, 2)
+    curve = Task(teacher=None, student=nn.Linear(4, 2), train=series)
+    with pytest.raises(UsageError, match="other numbers are not learned from labels alone"):
+        limbeck.run(Labels(), curve)

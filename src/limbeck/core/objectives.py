@@ -35,12 +35,13 @@ class Labels(Objective):
 
     def build(self, s: Side, t: Side, batch: Batch, facts: Facts) -> nn.Module:
         y = batch.columns.get("y")
-        if self.label and isinstance(y, Tensor) and y.dim() == 2 and y.is_floating_point():
+        if self.label and isinstance(y, Tensor) and y.dim() > 1 and y.is_floating_point():
             total = y.sum(1)
             if bool((total - 1).abs().max() > 1e-3):
                 raise UsageError(
                     f"labels y {tuple(y.shape)} {y.dtype} are probabilities of classes, but a row "
-                    f"sums to {float(total[0]):g}; give several labels as whole numbers, 0 and 1"
+                    f"sums to {float(total.flatten()[0]):g}; give several labels as whole numbers, "
+                    "0 and 1; other numbers are not learned from labels alone"
                 )
         return nn.Module()
 

@@ -40,9 +40,10 @@ CARD = Card(
     departs="There is no official code. The teacher and its settings are those of FairDisCo as the "
     "same authors' library FairX has it; the form of the quality loss, what the utility loss acts "
     "on, and their weights are read from a summary. FairX leaves the label out of the table; here "
-    "it is a column of it, as made data need one, and its attribute is drawn apart from the row's, "
-    "without which the decoder gives the data's bias back to the label (apart=False); in the world "
-    "`protected` that decides the parity, and beta moves it little. Columns of many "
+    "it is a column of it, as made data need one. Told a row's attribute, the decoder gives the "
+    "data's bias back to the label; with `apart`, which is not the paper's, the label's attribute "
+    "is drawn apart from the row's: in the world `protected` that moves the parity, and beta moves "
+    "it little. Columns of many "
     "values are cut into stretches that are about equally full. Log-variances are kept within "
     "-6 and 6. Fits take the run's epochs and batch size, not 1000 epochs of 2048 rows. "
     "Encoders are compared by their parameters, not by running time.",
@@ -64,7 +65,7 @@ class FairLatentDistill(Method):
     The student's encoder, against the teacher's (m_T, v_T):
     quality * |z_S - z_T|^2 + utility * KL(N(m_T, v_T) || N(m_S, v_S)) + fair * V^2(z_S, s).
     `match`: z are the means, or "draws" with one noise for both.
-    New rows: latents, an attribute drawn apart from them, and the teacher's decoder. `latents` are
+    New rows: latents, an attribute drawn independently, and the teacher's decoder. `latents` are
     those of training rows, or come from a generator fitted on them: "lsgan" or "wgan_gp" (terms
     `judge`, `penalty` and `fool`), or "ddpm" (`denoise`, in `diffusion` steps).
 
@@ -101,7 +102,7 @@ class FairLatentDistill(Method):
     utility: float = number(1.0, least=0)
     fair: float = number(0.0, least=0)
     match: Literal["means", "draws"] = "means"
-    apart: bool = True  # the label's attribute is drawn apart from the row's
+    apart: bool = False  # the label's attribute is drawn apart from the row's
     latents: Literal["rows", "lsgan", "wgan_gp", "ddpm"] = "rows"
     judge: float = number(1.0, above=0)
     fool: float = number(1.0, above=0)

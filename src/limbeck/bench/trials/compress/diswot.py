@@ -28,6 +28,7 @@ def rank(task: Any, result: Any, on: str) -> float:
     for name in names:
         one = replace(task, student=task.data["space"][name], budget=budget)
         taught = run(registry.make("kd"), one, seed=result.facts["seed"])
+        assert taught.model is not None
         found.append(measure(taught.model, table, task.score))
     return float(spearmanr([result.scores[name] for name in names], found).statistic)
 

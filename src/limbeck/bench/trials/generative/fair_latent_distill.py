@@ -11,15 +11,15 @@ def balance(task: Any, result: Any, on: str) -> float:
 
     from limbeck.core.data import Table, reader_of
     from limbeck.core.evaluate import evaluating, predict
-    from limbeck.generative.fair_latent_distill.measures import parity_ratio
 
     table = Table(task.set(on), on)
     with evaluating(result.model):
         logits, y = predict(result.model, table, reader_of(task.readers, "student"))
-    rows = table.rows(torch.arange(len(table)))
-    granted = logits.argmax(1) == 1
+    group = table.rows(torch.arange(len(table))).x[:, -1]
+    granted = (logits.argmax(1) == 1).double()
+    rates = [float(granted[group == g].mean()) for g in group.unique()]
     accuracy = float((logits.argmax(1) == y).double().mean())
-    return parity_ratio(granted, rows.x[:, -1]) * accuracy
+    return accuracy * min(rates) / max(rates) if max(rates) else 0.0
 
 
 TRIALS = (
@@ -35,25 +35,23 @@ TRIALS = (
                 "fair_latent_distill(fair=1e7)",
             ),
             "plain VAE": (
-                "fair_latent_distill(beta=0.0, apart=False)",
-                "fair_latent_distill(beta=0.0, apart=False, rate=3e-3)",
-                "fair_latent_distill(beta=0.0, apart=False, lr_factor=0.5)",
-                "fair_latent_distill(beta=0.0, apart=False, lr_factor=2)",
-            ),
-            "no covariance": (
                 "fair_latent_distill(beta=0.0)",
                 "fair_latent_distill(beta=0.0, rate=3e-3)",
                 "fair_latent_distill(beta=0.0, lr_factor=0.5)",
                 "fair_latent_distill(beta=0.0, lr_factor=2)",
             ),
+            "apart": (
+                "fair_latent_distill(apart=True)",
+                "fair_latent_distill(apart=True, beta=0.0)",
+            ),
         },
         against=("labels", "plain VAE"),
-        beside=("no covariance",),
+        beside=("apart",),
         measure="balance",
         seeds=12,
         budget={"epochs": 20, "batch": 128},
         why="Parity alone would favour a classifier that grants to all, so accuracy counts too. "
         "The paper's rivals are other fair generators; here it is what its own parts add. "
-        "A plain VAE has no covariance, and its label's group is the row's own.",
+        "A plain VAE has no covariance.",
     ),
 )
