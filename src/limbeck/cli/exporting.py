@@ -93,9 +93,7 @@ def _finished(folder: Path) -> dict[str, Any]:
             "limbeck.export(result.model, samples, to=..., out=...)"
         )
     if not (folder / "result.json").exists():
-        raise UsageError(
-            f"the run in {folder} is not finished; go on with: {resume(folder, told)}"
-        )
+        raise UsageError(f"the run in {folder} is not finished; go on with: {resume(folder, told)}")
     facts = records.read(folder / "result.json")
     if not (folder / "student.safetensors").exists():
         raise UsageError(_no_model(folder))

@@ -137,9 +137,7 @@ def _seed(folder: Path) -> Seed:
     if "method" not in run:
         raise UsageError(f"{folder / 'run.json'} is not of a run of limbeck: it names no method")
     if not (folder / "result.json").exists():
-        raise UsageError(
-            f"the run in {folder} is not finished; go on with: {resume(folder, run)}"
-        )
+        raise UsageError(f"the run in {folder} is not finished; go on with: {resume(folder, run)}")
     result = _read(folder / "result.json")
     if "method" not in result:
         raise UsageError(f"{folder / 'result.json'} is not limbeck's: it names no method")
