@@ -91,8 +91,9 @@ def test_both_sides_are_scored_on_as_many_samples_as_are_asked(
     task = replace(made(), score=Score("misses", False, each=wrong))
     student, where = task.new_student(3), torch.device("cpu")
     seen = Seen("kd", task=task)
-    _score(seen, task, student, _tables(seen, task)["held"], where)
-    few = few_of(_tables(seen, task)["held"], 40)
+    table = _tables(seen, task)["held"]
+    _score(seen, task, student, table, where)
+    few = few_of(table, 40)
     rows = few.rows(torch.arange(len(few))).columns
     with torch.no_grad():
         for side, model in (("student", student.eval()), ("teacher", task.teacher)):
