@@ -128,7 +128,7 @@ class Layer(NamedTuple):
 
 BASE = "accelerate numpy rich safetensors sklearn torch"
 # imports no torch, see below
-LIGHT = "core.card core.sources.specs core.times errors registry _shelf _source _values"
+LIGHT = "core.card core.seeds core.sources.specs core.times errors registry _shelf _source _values"
 LAYERS = {
     "top": Layer(None, "", f"cli {LIGHT}"),
     "core": Layer("core errors registry __version__", "accelerate numpy rich safetensors torch"),

@@ -13,6 +13,8 @@ from typing import ClassVar
 import pytest
 
 from limbeck.cli import _records, main
+from limbeck.cli._tasks import reopen
+from limbeck.errors import UsageError
 
 pytestmark = pytest.mark.xdist_group("run sentences")
 
@@ -259,6 +261,38 @@ def test_seeds_that_were_stopped_end_with_the_same_means(
     assert (place / "b/report.html").exists()
 
 
+def test_of_several_seeds_all_are_gone_on_with(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever command says so of one of them, and where Ctrl-C stopped it."""
+    assert main([*KD, "--steps", "4", "--seeds", "2", "--quiet", "--out", "my runs"]) == 0
+    told = "go on with: limbeck resume 'my runs'\n"
+    (place / "my runs/seed-1/result.json").unlink()
+    for command in (["report", "my runs"], ["report", "my runs/seed-1"],
+                    ["export", "my runs/seed-1", "--to", "onnx"]):  # fmt: skip
+        capsys.readouterr()
+        assert main(command) == 2
+        assert capsys.readouterr().err.endswith(f"my runs/seed-1 is not finished; {told}")
+    with pytest.raises(UsageError, match=f"seed-1 is not finished; {told.strip()}"):
+        reopen(Path("my runs/seed-1"))
+    own = ["run", "kd", "--teacher", "my runs/seed-1", *KD[4:]]
+    (place / "my runs/seed-1/student.safetensors").unlink()
+    assert main([*own, "--steps", "4"]) == 2
+    whole = place / "my runs"
+    assert f"finish it with: limbeck resume '{whole}'\n" in capsys.readouterr().err
+
+    def stop(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("limbeck.runs.door.run", stop)
+    assert main(["resume", "my runs", "--quiet"]) == 130
+    assert capsys.readouterr().err == f"interrupted; {told}"
+    request = json.loads((place / "my runs/seed-1/run.json").read_text())["request"]
+    (place / "my runs/seed-1/run.json").write_text(json.dumps({"request": request}))
+    assert main(["report", "my runs/seed-1"]) == 2
+    assert capsys.readouterr().err.endswith(f"stopped before its first step; {told}")
+
+
 def test_the_interval_is_students(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = pytest.importorskip("scipy.stats", reason="needs scipy")
     for n in (2, 3, 12, 31, 32, 40, 200):
@@ -346,7 +380,7 @@ def test_interrupted_is_said_by_the_first_process_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(argv: list[str]) -> int:
-        raise KeyboardInterrupt("runs/one")
+        raise KeyboardInterrupt("limbeck resume runs/one")
 
     monkeypatch.setattr("limbeck.cli.running.run", stop)
     for rank, told in (("0", "interrupted; go on with: limbeck resume runs/one\n"), ("1", "")):

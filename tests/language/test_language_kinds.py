@@ -9,7 +9,10 @@ transformers = pytest.importorskip("transformers", reason="needs transformers")
 tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers")
 
 import limbeck  # noqa: E402
+from limbeck import registry  # noqa: E402
+from limbeck.bench import worlds  # noqa: E402
 from limbeck.cli import main  # noqa: E402
+from limbeck.core import identity  # noqa: E402
 from limbeck.core.data import Table  # noqa: E402
 from limbeck.core.evaluate import evaluating, measure  # noqa: E402
 from limbeck.core.run import Run  # noqa: E402
@@ -427,3 +430,24 @@ def test_rows_of_a_model_beyond_its_tokens_are_never_written(beam):
             own = model(input_ids=row[None], decoder_input_ids=written[:, :-1]).logits[..., :16]
         slow = own.log_softmax(-1)[0].gather(-1, written[0, 1:, None]).sum()
         assert float(logp) == pytest.approx(float(slow), abs=1e-4)
+
+
+def test_methods_of_classes_say_what_runs_on_texts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = "worlds.make(\"charlm(teacher='none')\", tiny=True)"
+    (tmp_path / "t.py").write_text(f"from limbeck.bench import worlds\nmake = lambda: {made}\n")
+    told = "takes one answer a sample, and the models of the task 'charlm' write token by token"
+    for key, *more in (["kd"], ["rkd"], ["kd", "--dry"]):
+        assert main(["run", key, "--task", "t.py:make", *more]) == 2
+        assert capsys.readouterr().err == f"error: {key} {told}; run gkd\n"
+    assert not any((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize(("world", "told"), [("glosscls", ""), ("masklm", "run distilbert")])
+def test_texts_that_have_classes_are_for_methods_of_classes(world, told):
+    made = worlds.make(f"{world}(teacher='none')", tiny=True)
+    if not told:
+        identity.check_task(made, registry.make("kd"))
+        return
+    with pytest.raises(UsageError, match=f"fill in hidden tokens; {told}"):
+        identity.check_task(made, registry.make("kd"))

@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(10)  # the first process says it, if it can, and then torchrun ends this one
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:  # a run says which folder it has
-        more = f"; go on with: limbeck resume {stop}" if str(stop) else ""
+    except KeyboardInterrupt as stop:  # a run says how it goes on
+        more = f"; go on with: {stop}" if str(stop) else ""
         if first:
             print(f"interrupted{more}", file=sys.stderr)
         return 130

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.cli import _records as records
 from limbeck.core.card import parse_needs
+from limbeck.core.seeds import resume
 from limbeck.errors import UsageError
 from limbeck.registry import make
 
@@ -163,7 +164,8 @@ def reopen(folder: Path) -> Opened:
     request = records.request_of(folder, "only Python can open it")
     if not (folder / "result.json").exists():
         raise UsageError(
-            f"the run in {folder} is not finished; go on with: limbeck resume {folder}"
+            f"the run in {folder} is not finished; go on with: "
+            f"{resume(folder, {'request': request})}"
         )
     from limbeck.runs.door import again
 

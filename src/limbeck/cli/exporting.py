@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.cli import _records as records
 from limbeck.cli._parser import Parser
+from limbeck.core.seeds import resume
 from limbeck.errors import Missing, UsageError
 
 if TYPE_CHECKING:
@@ -85,15 +86,14 @@ def _finished(folder: Path) -> dict[str, Any]:
     several = sorted(p.parent for p in folder.glob("seed-*/run.json"))
     if several and not (folder / "run.json").exists():
         raise Missing(f"{folder} holds {len(several)} runs; name one of them, as {several[0]}")
-    if not isinstance(records.read(folder / "run.json").get("request"), dict):
+    told = records.read(folder / "run.json")
+    if not isinstance(told.get("request"), dict):
         raise UsageError(
             f"the run in {folder} was begun from Python; export its student there, with "
             "limbeck.export(result.model, samples, to=..., out=...)"
         )
     if not (folder / "result.json").exists():
-        raise UsageError(
-            f"the run in {folder} is not finished; go on with: limbeck resume {folder}"
-        )
+        raise UsageError(f"the run in {folder} is not finished; go on with: {resume(folder, told)}")
     facts = records.read(folder / "result.json")
     if not (folder / "student.safetensors").exists():
         raise UsageError(_no_model(folder))

@@ -14,6 +14,7 @@ from limbeck.cli import _flags as flags
 from limbeck.cli import _records as records
 from limbeck.cli import _tasks as tasks
 from limbeck.cli._parser import Parser
+from limbeck.core.seeds import resume as way_on
 from limbeck.errors import UsageError
 from limbeck.registry import Entry, find
 
@@ -223,7 +224,7 @@ def _execute(
             **tasks.tuples(request["given"]),
         ).facts
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(str(folder)) from None
+        raise KeyboardInterrupt(way_on(folder, {"request": request})) from None
     except UsageError:
         never = {"run.json", "teacher.safetensors"}
         if records.is_first() and {p.name for p in folder.iterdir()} <= never:

@@ -22,6 +22,7 @@ from limbeck.core.files import digest_tensors, read_json, write_json
 from limbeck.core.first_look import check_models
 from limbeck.core.method import Method
 from limbeck.core.task import Task
+from limbeck.core.text.facts import check_text
 from limbeck.errors import Missing, UsageError
 
 
@@ -212,7 +213,7 @@ def check_task(task: Task, method: Method) -> None:
 
     Raises:
         UsageError: an empty set, labels out of range, inputs that are not finite, a named set that
-            is missing.
+            is missing, a method that reads texts as something else.
     """
     card, needs = getattr(type(method), "card", None), method.asks()
     for need in needs:
@@ -247,4 +248,5 @@ def check_task(task: Task, method: Method) -> None:
                 f"'{name}' has labels from {int(y.min())} to {int(y.max())}, but there are "
                 f"{classes} classes: labels go from 0 to {classes - 1}"
             )
+    check_text(task, card)
     check_models(task, needs)

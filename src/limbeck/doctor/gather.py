@@ -187,7 +187,8 @@ def _fit(
         if error is None:
             seen.tried = probe.tried(seen.method, task, seen.steps, seed, device, say)
             slow = seen.steps <= limits.LEAST  # then what is asked less often is not asked
-            if seen.tried.error is None and seen.tried.rows and not slow:
+            beside = seen.classes and not slow  # it is read beside the student alone
+            if seen.tried.error is None and seen.tried.rows and beside:
                 say(f"trying {seen.key} at a tenth of the rate")
                 seen.slower = probe.tried(seen.method, task, seen.steps, seed, device, share=0.1)
         else:

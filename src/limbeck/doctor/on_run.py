@@ -64,7 +64,7 @@ def headline(seen: Seen, findings: Sequence[Finding]) -> str:
     if seen.records is None:
         return ""
     if not seen.records.result:
-        return f"not finished: limbeck resume {shlex.quote(str(seen.records.whole))}"
+        return f"not finished: {seen.records.resume}"
     s, alone = (seen.score(side, "held") for side in ("student", "alone"))
     if s is None or alone is None or any(f.name == "run" and f.state == "bad" for f in findings):
         return ""
@@ -89,7 +89,7 @@ def _next(
     if records.whole != records.folder:
         whole = shlex.quote(str(records.whole))
         if records.open:
-            return "the other seeds are not finished", f"limbeck resume {whole}"
+            return "the other seeds are not finished", records.resume
         if alone is not None:
             return "a gain is shown by all seeds together, or by none", f"limbeck report {whole}"
         seeds = {"--seeds": max(3, len(records.seeds)), "--baseline": None}
@@ -130,6 +130,6 @@ def _unfinished(seen: Seen, told: str) -> Finding:
     says = f"the run is not finished: {at}"
     if told:
         says += f"; loss {told}" + (f" in {seen.steps} steps" if seen.tried else "")
-    resume = f"limbeck resume {shlex.quote(str(seen.records.whole))}"
+    resume = seen.records.resume
     advice = f"go on with: {resume}; what is said here is of its first part"
     return Finding("fit", "unknown", says, advice, resume)

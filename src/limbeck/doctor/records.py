@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limbeck.core.seeds import asked_for, name_of, resume, whole
 from limbeck.errors import Missing, UsageError
 
 Row = Mapping[str, Any]
@@ -55,23 +56,25 @@ class Records:
     @property
     def seeds(self) -> list[int]:
         """The seeds that were asked for together, this one among them."""
-        return list((self.told.get("request") or {}).get("seeds") or ())
+        return asked_for(self.told)
 
     @property
     def whole(self) -> Path:
         """What `limbeck resume` takes: the folder of all seeds, where this is one of several."""
-        name = self.folder.resolve().name
-        if len(self.seeds) < 2 or name not in map(_name, self.seeds):
-            return self.folder
-        return self.folder.parent if self.folder.name == name else self.folder.resolve().parent
+        return whole(self.folder, self.told)
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with it."""
+        return resume(self.folder, self.told)
 
     @property
     def open(self) -> list[int]:
         """The other seeds that are not finished, or not begun."""
         if self.whole == self.folder:
             return []
-        left = (s for s in self.seeds if not (self.whole / _name(s) / "result.json").exists())
-        return [s for s in left if _name(s) != self.folder.resolve().name]
+        left = (s for s in self.seeds if not (self.whole / name_of(s) / "result.json").exists())
+        return [s for s in left if name_of(s) != self.folder.resolve().name]
 
     @property
     def teacher(self) -> Path:
@@ -110,10 +113,6 @@ class Records:
         return found
 
 
-def _name(seed: int) -> str:
-    return f"seed-{seed}"
-
-
 def chosen(folder: str | Path) -> tuple[Path, str]:
     """The run to look at, and a sentence on which it is where a folder holds several seeds.
 
@@ -133,8 +132,8 @@ def chosen(folder: str | Path) -> tuple[Path, str]:
     if not done:
         return first, f"what is said is of {first}, the first of {asked} seeds; none is finished"
     told = f"what is said is of {first}, the first finished of {asked} seeds"
-    if names := ", ".join(map(_name, records.open)):
-        told += f" (not finished: {names}; go on with: limbeck resume {shlex.quote(str(place))})"
+    if names := ", ".join(map(name_of, records.open)):
+        told += f" (not finished: {names}; go on with: {records.resume})"
     return first, told
 
 

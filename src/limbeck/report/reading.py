@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limbeck.core.seeds import resume
 from limbeck.errors import Missing, UsageError
 from limbeck.report.words import Measure
 
@@ -130,15 +131,13 @@ def _seed(folder: Path) -> Seed:
     run = _read(folder / "run.json")
     if "method" not in run and isinstance(run.get("request"), dict):
         raise UsageError(
-            f"the run in {folder} was stopped before its first step; go on with: limbeck resume "
-            f"{folder}"
+            f"the run in {folder} was stopped before its first step; go on with: "
+            f"{resume(folder, run)}"
         )
     if "method" not in run:
         raise UsageError(f"{folder / 'run.json'} is not of a run of limbeck: it names no method")
     if not (folder / "result.json").exists():
-        raise UsageError(
-            f"the run in {folder} is not finished; go on with: limbeck resume {folder}"
-        )
+        raise UsageError(f"the run in {folder} is not finished; go on with: {resume(folder, run)}")
     result = _read(folder / "result.json")
     if "method" not in result:
         raise UsageError(f"{folder / 'result.json'} is not limbeck's: it names no method")

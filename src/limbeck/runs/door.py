@@ -9,14 +9,11 @@ from typing import Any
 
 from limbeck import registry
 from limbeck.core import identity
-from limbeck.core.card import Card, Need, parse_needs
 from limbeck.core.method import Method, Result
 from limbeck.core.progress import Progress
 from limbeck.core.rng import globals_kept
 from limbeck.core.run import Run
 from limbeck.core.task import Task
-from limbeck.core.text.facts import TaggedText, Text
-from limbeck.errors import UsageError
 from limbeck.runs import finish, teaching
 
 
@@ -64,7 +61,6 @@ def run(
     if taps:
         task = dataclasses.replace(task, taps={**task.taps, **taps})
     identity.check_task(task, chosen)
-    _check_text(task, getattr(chosen, "card", None))
     folder = Path(out) if out is not None else None
     shown = Progress(progress)
     with (
@@ -110,33 +106,6 @@ def again(
         identity.compare(folder, identity.record(chosen, task, seed, None), task)
         task = teaching.cached(teaching.taught(active, task), cache)
         return task, chosen.run(task)
-
-
-def _check_text(task: Task, card: Card | None) -> None:
-    """Refuse a method that would read what a text task shows as something else."""
-    text = task.data.get("text")
-    if card is None:
-        return
-    needs = parse_needs(card.needs)
-    if isinstance(text, TaggedText) and any(_only(need, "logits") for need in needs):
-        raise UsageError(
-            f"{card.key} takes one answer a sample, and the models of the task '{task.name}' tag "
-            "words; run gkd with own=0 and other=data"
-        )
-    aligned = "cross_tokenizer" in card.kinds
-    if not isinstance(text, Text) or text.other is None or aligned:
-        return
-    if any(_only(need, "signal") for need in needs):
-        raise UsageError(
-            f"the teacher has another tokenizer ({len(text.other):,} tokens, and the student "
-            f"{text.vocab:,}) or reads in another way, and {card.key} compares next tokens one by "
-            "one; use a method for such: limbeck list --kind cross_tokenizer"
-        )
-
-
-def _only(need: tuple[frozenset[Need], ...], entry: str) -> bool:
-    """Whether a need cannot be met without an entry of a view, whichever side's."""
-    return all(any(n.name == entry for n in some) for some in need)
 
 
 def _chosen(method: str | Method, fields: Mapping[str, Any]) -> Any:

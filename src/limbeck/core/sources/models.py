@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from limbeck.core import checkpoints
 from limbeck.core.files import read_json
+from limbeck.core.seeds import resume
 from limbeck.core.sources import own
 from limbeck.core.sources.classes import names_of
 from limbeck.core.sources.specs import Model, model_of
@@ -239,7 +240,8 @@ def from_run(model: Model, build: Build | None = None) -> Made:
     weights = folder / "student.safetensors"
     if not weights.is_file():
         done = (folder / "result.json").exists()
-        how = "its method gives no model" if done else f"finish it with 'limbeck resume {folder}'"
+        told = read_json(folder / "run.json")
+        how = "its method gives no model" if done else f"finish it with: {resume(folder, told)}"
         raise Missing(f"the run in {folder} holds no trained student; {how}")
     request = read_json(folder / "run.json").get("request") or {}
     words = (request.get("own") or {}).get("student")

@@ -33,7 +33,9 @@ TEXTS = (".jsonl", ".json", ".txt")
 
 _HOST = re.compile(r"[\w.-]+:\d+(/\S*)?")
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][\w.]*)")
-_MODEL = "timm:NAME, torchvision:NAME, hf:ID, FILE.py:NAME, a run's folder"
+_MODEL = (
+    "timm:NAME, torchvision:NAME, hf:ID, FILE.py:NAME, a run's folder or one of save_pretrained"
+)
 
 
 @dataclass(frozen=True)

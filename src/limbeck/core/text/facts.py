@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from limbeck.core.card import Card, Need, parse_needs
+from limbeck.core.data import Table
 from limbeck.core.task import Task
 from limbeck.errors import Missing, UsageError
 
-__all__ = ["MaskedText", "TaggedText", "Text", "text_of"]
+__all__ = ["MaskedText", "TaggedText", "Text", "check_text", "text_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,3 +93,47 @@ def text_of(task: Task) -> Text:
             "limbeck.language.task(teacher, student, data)"
         )
     return found
+
+
+def check_text(task: Task, card: Card | None) -> None:
+    """Refuse a method that would read what a text task shows as something else.
+
+    Raises:
+        UsageError: the sentence names what to run instead.
+    """
+    text = task.data.get("text")
+    if card is None or not isinstance(text, Text | MaskedText | TaggedText):
+        return
+    needs = parse_needs(card.needs)
+    if any(_only(need, "logits") for need in needs) and (does := _by_tokens(task, text)):
+        what, instead = does
+        raise UsageError(
+            f"{card.key} takes one answer a sample, and the models of the task '{task.name}' "
+            f"{what}; run {instead}"
+        )
+    aligned = "cross_tokenizer" in card.kinds
+    if not isinstance(text, Text) or text.other is None or aligned:
+        return
+    if any(_only(need, "signal") for need in needs):
+        raise UsageError(
+            f"the teacher has another tokenizer ({len(text.other):,} tokens, and the student "
+            f"{text.vocab:,}) or reads in another way, and {card.key} compares next tokens one by "
+            "one; use a method for such: limbeck list --kind cross_tokenizer"
+        )
+
+
+def _by_tokens(task: Task, text: Text | MaskedText | TaggedText) -> tuple[str, str] | None:
+    """What models do that answer for each token, and what to run; None of models of classes."""
+    if isinstance(text, TaggedText):
+        return "tag words", "gkd with own=0 and other=data"
+    if isinstance(text, MaskedText):
+        return "fill in hidden tokens", "distilbert"
+    if task.train is None:
+        return None
+    y = Table(task.train).rows(torch.arange(1)).columns.get("y")
+    return ("write token by token", "gkd") if getattr(y, "ndim", 1) == 2 else None
+
+
+def _only(need: tuple[frozenset[Need], ...], entry: str) -> bool:
+    """Whether a need cannot be met without an entry of a view, whichever side's."""
+    return all(any(n.name == entry for n in some) for some in need)
