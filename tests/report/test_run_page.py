@@ -162,6 +162,20 @@ def test_the_verdict_is_honest(
         assert "alone" not in told.split("What was done")[0].split("Accuracy on the test set")[1]
 
 
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (0.53, "Guessing among 2 classes would reach 50.0 %: the student has learned next to"),
+        (0.9, None),
+    ],
+)
+def test_what_guessing_would_reach_is_named(
+    tmp_path: Path, student: float, said: str | None
+) -> None:
+    told = words(make(tmp_path / "run", student))
+    assert said in told if said else "Guessing" not in told
+
+
 def test_where_less_is_better_less_is_called_better(tmp_path: Path) -> None:
     folder = make(tmp_path / "run", 3.0, 4.0, result={"score_name": "mse", "teacher": 2.0})
     path = folder / "appraisal.json"

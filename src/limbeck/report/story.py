@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from limbeck.report.reading import Told
 from limbeck.report.words import wins
@@ -68,7 +68,25 @@ def _how_well(told: Told, student: list[float]) -> str:
     line = f"On {where} the student's {measure.name} is {measure.told(student)}"
     if told.many:
         line += f" over {len(student)} seeds"
-    return f"{line}, the teacher's {measure.told(teacher)}." if teacher else f"{line}."
+    line = f"{line}, the teacher's {measure.told(teacher)}." if teacher else f"{line}."
+    return line + _by_chance(told, {"the teacher": teacher, "the student": student})
+
+
+def _by_chance(told: Told, sides: Mapping[str, Sequence[float]]) -> str:
+    """A sentence on sides that are hardly better than guessing."""
+    classes = len(told.first.at("classes") or ())
+    if told.measure.name != "accuracy" or classes < 2:
+        return ""
+    chance = 1 / classes
+    most = chance + 0.1 * (1 - chance)
+    near = [side for side, values in sides.items() if values and statistics.fmean(values) < most]
+    if not near:
+        return ""
+    has = "has" if len(near) == 1 else "have"
+    return (
+        f" Guessing among {classes} classes would reach {told.measure.told([chance])}: "
+        f"{' and '.join(near)} {has} learned next to nothing, so the rest of this page says little."
+    )
 
 
 def _verdict(told: Told, student: list[float]) -> Iterator[str]:
