@@ -558,3 +558,8 @@ def test_a_value_that_cannot_be_is_refused(spec: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
         worlds.make(spec, tiny=True)
     assert says in str(caught.value)
+
+
+def test_every_world_is_on_its_page() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "worlds.md").read_text("utf-8")
+    assert [name for name in worlds.names() if f"**`{name}`**" not in page] == []
