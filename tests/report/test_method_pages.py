@@ -181,9 +181,9 @@ def test_filters_give_what_the_command_gives(name: str) -> None:
 
 
 def test_what_is_partial_is_found_by_its_verdict_too() -> None:
-    known = {"dkd": [definition(1, "not shown", 0.0, 0.1)]}
-    assert find("dkd").card.lacks
-    assert 'data-status="not shown|partial"' in methods_table([find("dkd")], known)
+    known = {"distilbert": [definition(1, "not shown", 0.0, 0.1)]}
+    assert find("distilbert").card.lacks
+    assert 'data-status="not shown|partial"' in methods_table([find("distilbert")], known)
 
 
 # -- the folder ------------------------------------------------------------------------------------

@@ -143,10 +143,11 @@ def _use(student: Student, form: Form, facts: dict[str, Any]) -> str:
     asked = f"{_call(student)}){student.picks}" if form.how == "class" else f"{plain})"
     lines.append(f"{answer} = student({asked}")
     names = facts["names"]
-    if names and _classes(facts) == len(names):
+    each = len(facts["gives"]["shape"]) == 2  # one answer a sample, not one a word
+    if names and each and _classes(facts) == len(names):
         told = answer_of(student, names)
         lines.append(f'print([facts["names"][i] for i in {answer}.argmax(-1)]){told}')
-    elif len(facts["gives"]["shape"]) == 2 and answer == "logits":
+    elif each and answer == "logits":
         lines.append(f"print({answer}.argmax(-1))")
     else:
         lines.append(f"print({answer}.shape)")

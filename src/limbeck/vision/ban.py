@@ -33,7 +33,7 @@ CARD = Card(
     arxiv="1805.04770",
     code="",
     kinds=("self", "response", "ensemble", "stagewise", "weighting"),
-    needs=("student:logits", "y", "index"),
+    needs=("student:logits|student:signal", "y", "index"),
     gives="model",
     world="digits(teacher='none')",
     stages=("generation",),
