@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from limbeck import registry
-from limbeck.core import identity, processes
-from limbeck.core.files import Lock, refusal
+from limbeck.core import identity
 from limbeck.core.method import Method, Result
 from limbeck.core.progress import Progress
 from limbeck.core.rng import globals_kept
@@ -69,12 +66,10 @@ def run(
     with (
         Run(task, seed, folder, device, checkpoint, shown, trackers) as active,
         globals_kept(),
-        ExitStack() as held,
     ):
         told = identity.record(chosen, task, seed, command)
         if folder is not None:
             identity.open_folder(folder, told, task)
-            held.enter_context(_writing(folder))
         for note in task.notes:
             shown.say(note)
         task = teaching.taught(active, task)
@@ -111,18 +106,6 @@ def again(
         identity.compare(folder, identity.record(chosen, task, seed, None), task)
         task = teaching.cached(teaching.taught(active, task), cache)
         return task, chosen.run(task)
-
-
-def _writing(folder: Path) -> AbstractContextManager[Any]:
-    """The right to write to a run's folder, which one run has at a time."""
-    if processes.rank() or os.name == "nt":  # Windows has no such lock
-        return nullcontext()
-    place = folder / "checkpoints"
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refusal(folder, error) from error
-    return closing(Lock(place / "lock"))
 
 
 def _chosen(method: str | Method, fields: Mapping[str, Any]) -> Any:
