@@ -105,7 +105,10 @@ def check_text(task: Task, card: Card | None) -> None:
     if card is None or not isinstance(text, Text | MaskedText | TaggedText):
         return
     needs = parse_needs(card.needs)
-    if any(_only(need, "logits") for need in needs) and (does := _by_tokens(task, text)):
+    every = [n.name for need in needs for some in need for n in some]
+    classes = any(_only(need, "logits") for need in needs)
+    classes = classes or ("logits" in every and not isinstance(text, Text))
+    if classes and (does := _by_tokens(task, text)):
         what, instead = does
         raise UsageError(
             f"{card.key} takes one answer a sample, and the models of the task '{task.name}' "
