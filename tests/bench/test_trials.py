@@ -12,8 +12,9 @@ import pytest
 from limbeck import registry
 from limbeck.bench import digest, rerun, runner, sources
 from limbeck.bench.arms import budget, perform
+from limbeck.bench.measures import NAMED
 from limbeck.bench.store import Store
-from limbeck.bench.trial import TUNING_SEEDS, Defined, Trial, bare, defined, keys
+from limbeck.bench.trial import STANDARD, TUNING_SEEDS, Defined, Trial, bare, defined, keys
 from limbeck.bench.trials._shared import SHARED
 from limbeck.core.card import call
 from limbeck.core.task import Budget, Optimiser
@@ -102,6 +103,10 @@ def test_definition_names_what_there_is(key: str) -> None:
                     registry.make(name, **own)
         later = each.number > 1
         assert each.trial.why or not later, "a later definition says why the one before failed"
+
+
+def test_named_measures_are_those_that_there_are() -> None:
+    assert set(STANDARD) == {"score", *NAMED}
 
 
 def test_tuning_is_as_wide_for_the_shared_arms() -> None:

@@ -19,8 +19,9 @@ from limbeck.core.run import Run
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
 from limbeck.registry import make
+from limbeck.vision._kit.classes import class_means
 from limbeck.vision.nd_loss import Added, NDLoss, means_of
-from limbeck.vision.nd_loss.losses import Means, class_means, cosine_loss, nd_loss, norm_loss
+from limbeck.vision.nd_loss.losses import Means, cosine_loss, nd_loss, norm_loss
 
 pytestmark = pytest.mark.xdist_group("nd_loss")
 

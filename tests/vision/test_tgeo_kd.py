@@ -17,8 +17,9 @@ from limbeck.core.run import Run
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import Missing, UsageError
 from limbeck.registry import make
+from limbeck.vision import tgeo_kd
 from limbeck.vision.tgeo_kd import Fused, TGeoKD, both_losses, means_of
-from limbeck.vision.tgeo_kd.geometry import Fusion, State, class_means, state_of
+from limbeck.vision.tgeo_kd.geometry import Fusion, State, state_of
 from limbeck.vision.tgeo_kd.virtual import Judges, Rows, Twin, stepped
 
 pytestmark = pytest.mark.xdist_group("tgeo_kd")
@@ -103,15 +104,23 @@ def test_a_state_by_hand() -> None:
     torch.testing.assert_close(state_of(s, t, g, o, "summary")[0], wanted)
 
 
-def test_class_means_are_those_of_a_loop_and_a_lone_sample_is_its_own() -> None:
+def test_class_means_are_those_of_a_loop_and_a_lone_sample_is_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def means(*chunks: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        seen = [(Batch(y=y), SimpleNamespace(logits=z)) for z, y in chunks]
+        monkeypatch.setattr(tgeo_kd, "look_over", lambda task, rows: seen)
+        return tgeo_kd.means_of(None, None)  # type: ignore[arg-type]
+
     z, y = torch.randn(7, 3), torch.tensor([0, 2, 0, 2, 2, 0, 0])
-    found = class_means([(z[:3], y[:3]), (z[3:], y[3:])])
+    found = means((z[:3], y[:3]), (z[3:], y[3:]))
     for c in (0, 2):
         own = [z[i].softmax(0) for i in range(7) if y[i] == c]
         torch.testing.assert_close(found[c], sum(own) / len(own))
     assert not found[1].any()
     order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(class_means([(z[:3], order)])[order], z[:3].softmax(1))
+    torch.testing.assert_close(means((z[:3], order))[order], z[:3].softmax(1))
+    assert means((z[:3], order % 2)).shape == (3, 3)  # nobody is of the last class
 
 
 # -- both levels -----------------------------------------------------------------------------------

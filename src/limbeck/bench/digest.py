@@ -84,7 +84,6 @@ def _now(trial: Defined, row: Row) -> str:
 
 def _reported(trial: Defined, store: Store, arm: str) -> list[Row] | None:
     """The rows of an arm, one for each seed: of the setting and code that were measured last."""
-    setting = None
     job = runner.jobs_of(trial, arm, "", [0], "test")[0]
     home = runner.home_of(trial, job)
     place = {k: v for k, v in job.place.items() if k not in ("setting", "seed")}

@@ -146,11 +146,13 @@ def _all(trials: list[Defined], store: Store, pool: Any, results: Path) -> int:
 
 
 def _confirm(trials: list[Defined], store: Store, pool: Any, results: Path) -> int:
-    """Keep the rows of trials whose code was changed and whose numbers were not."""
+    """Keep the rows of all definitions whose code was changed and whose numbers were not."""
     from limbeck.bench.rerun import confirm
+    from limbeck.bench.trial import defined
 
     failed = False
-    for trial in filter(lambda trial: _changed(trial, store), trials):
+    every = (definition for trial in trials for definition in defined(trial.key))
+    for trial in [definition for definition in every if _changed(definition, store)]:
         try:
             seeds = " and ".join(map(str, confirm(trial, store, pool)))
             print(f"{trial.key}: seeds {seeds} give what is stored; its rows are kept", flush=True)

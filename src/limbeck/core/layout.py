@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from limbeck.core import rows
+from limbeck.core import stages
 from limbeck.core.crowd import Crowd
 from limbeck.core.data import Table, reader_of
 from limbeck.core.task import Task, build_model
@@ -155,9 +155,9 @@ class _Side:
         self._ends = {t.data_ptr() for t in (*tensors(self.ran.output), *tensors(x))}
         wide = self._that(lambda out: out.dim() > 2 and (out.dim() == 3 or out[0, 0].numel() > 1))
         # The last tells what the model works on: those of maps make vectors, those of tokens maps.
-        self.rank = rows.rank(wide[-1]) if wide else 2
-        self.every = [seen for seen in wide if rows.rank(seen) == self.rank]
-        self.wide = rows.outermost(self.every)
+        self.rank = stages.rank(wide[-1]) if wide else 2
+        self.every = [seen for seen in wide if stages.rank(seen) == self.rank]
+        self.wide = stages.outermost(self.every)
 
     def _that(self, fits: Callable[[Tensor], bool]) -> list[Seen]:
         """The outputs that fit, in their order.
@@ -210,14 +210,14 @@ class _Side:
         if entry in self.gives:
             return []
         self._readable(entry)
-        found = rows.row(self.every) if entry == "blocks" else rows.stages(self.wide)
+        found = stages.inner_stages(self.every) if entry == "blocks" else stages.stages(self.wide)
         if self.rank != 4 or len(found) < 2:
-            found = rows.blocks(self.every)
-        places = [_Place(seen.path, rows.size(seen)) for seen in found]
+            found = stages.blocks(self.every)
+        places = [_Place(seen.path, stages.size(seen)) for seen in found]
         if not places:
-            vectors = rows.outermost(self._that(lambda out: out.dim() == 2))
-            givers = {rows.key(s.out): s.path for s in vectors}
-            places = [_Place(givers.get(rows.key(x), f"{p}:in"), None) for p, x in self._linear()]
+            vectors = stages.outermost(self._that(lambda out: out.dim() == 2))
+            givers = {stages.key(s.out): s.path for s in vectors}
+            places = [_Place(givers.get(stages.key(x), f"{p}:in"), None) for p, x in self._linear()]
         if not places:
             self._refuse(entry, "no map, no tokens and no hidden vector that a module gives")
         return places

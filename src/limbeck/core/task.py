@@ -113,6 +113,12 @@ class Budget:
             return self.steps
         return max(1, round((10 if self.epochs is None else self.epochs) * steps_per_epoch))
 
+    def part(self, share: float) -> Budget:
+        """The same with a share of its steps or epochs."""
+        if self.steps is not None:
+            return replace(self, steps=max(1, round(share * self.steps)))
+        return replace(self, epochs=share * (10 if self.epochs is None else self.epochs))
+
     @property
     def watches(self) -> bool:
         """Whether a fit measures itself on `valid` while it trains."""

@@ -239,10 +239,7 @@ class MiniLLM(Objective):
 
     def _tuning(self, task: Task) -> Budget:
         """A share of the task's budget, of which the best on valid is kept."""
-        budget = replace(task.budget, keep="last" if task.valid is None else "best")
-        if budget.steps is not None:
-            return replace(budget, steps=max(1, round(self.tune * budget.steps)))
-        return replace(budget, epochs=self.tune * (10 if budget.epochs is None else budget.epochs))
+        return replace(task.budget.part(self.tune), keep="last" if task.valid is None else "best")
 
 
 def logq(s: Signal, batch: Batch) -> Tensor:

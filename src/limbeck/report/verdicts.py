@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Interval", "interval", "quantile", "verdict"]
+__all__ = ["Interval", "interval", "verdict"]
 
 _LEVEL = 0.95
 
@@ -33,7 +33,7 @@ def interval(differences: Sequence[float]) -> Interval:
     n = len(differences)
     mean = math.fsum(differences) / n
     spread = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
-    half = quantile(n - 1) * spread / math.sqrt(n)
+    half = _quantile(n - 1) * spread / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -48,7 +48,7 @@ def verdict(intervals: Iterable[Interval]) -> str:
     return "contradicted" if any(i.high < 0 for i in every) else "not shown"
 
 
-def quantile(freedom: int) -> float:
+def _quantile(freedom: int) -> float:
     """Student's t at 97.5 %, for so many degrees of freedom."""
     from scipy.stats import t
 

@@ -144,8 +144,8 @@ def alone(run: Run, task: Task) -> nn.Module:
     """The student that learned from the labels alone: same budget, same seed, no teacher."""
     student = run.student(task)
     own = replace(task, teacher=None, taps={})
-    own_truth = truth(task)
-    return fit(own_truth, student, Nobody(), own.batches(), name="baseline", task=own).student
+    fitted = fit(truth(task), student, Nobody(), own.batches(), name="baseline", task=own)
+    return fitted.student
 
 
 def truth(task: Task) -> Objective:

@@ -18,7 +18,7 @@ from limbeck.core.objectives import ramp
 from limbeck.core.run import current
 from limbeck.core.score import Score
 from limbeck.core.taps import UpTo
-from limbeck.core.task import Budget, Task
+from limbeck.core.task import Task
 from limbeck.core.teachers import Frozen
 from limbeck.core.views import Side
 from limbeck.errors import Missing, UsageError
@@ -228,7 +228,7 @@ class FitNets(Method):
         alike = task.readers.get("teacher") is task.readers.get("student")
         if task.budget.watches and alike and isinstance(teacher, Frozen) and taught:
             watched = UpTo(teacher.module, taught, "mid")
-        budget = shortened(task.budget, self.share)
+        budget = task.budget.part(self.share)
         hinted = replace(
             task,
             taps={"mid": (taught, None)},
@@ -238,10 +238,3 @@ class FitNets(Method):
         first = Stage("hint", self, watched)
         below = UpTo(student, guided, "mid")
         return fit(first, below, teacher, task.batches(), name="hint", task=hinted)
-
-
-def shortened(budget: Budget, share: float) -> Budget:
-    """A budget with a share of its steps or epochs."""
-    if budget.steps is not None:
-        return replace(budget, steps=max(1, round(share * budget.steps)))
-    return replace(budget, epochs=share * (10 if budget.epochs is None else budget.epochs))

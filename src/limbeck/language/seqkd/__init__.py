@@ -171,12 +171,8 @@ class SeqKD(Method):
 
     def _short(self, task: Task, share: float) -> Budget:
         """A share of the task's budget, at the smaller rate."""
-        budget = task.budget
-        slow = replace(budget.optimiser, lr=self.rate * budget.optimiser.lr)
-        if budget.steps is not None:
-            return replace(budget, optimiser=slow, steps=max(1, round(share * budget.steps)))
-        epochs = 10 if budget.epochs is None else budget.epochs
-        return replace(budget, optimiser=slow, epochs=share * epochs)
+        slow = replace(task.budget.optimiser, lr=self.rate * task.budget.optimiser.lr)
+        return replace(task.budget.part(share), optimiser=slow)
 
     def _writer(self, task: Task, beam: int, near: bool = False) -> Writer:
         text = text_of(task)

@@ -122,7 +122,7 @@ class MSTDistill(Method):
         peers = nn.ModuleDict(
             {n: build_model(f, run.seed, f"peer/{n}") for n, f in task.set("peers").items()}
         )
-        budget = shortened(task.budget, self.together_share).unwatched()
+        budget = task.budget.part(self.together_share).unwatched()
         first = fit(
             Together(self, peers), student, Nobody(), task.batches(), name="together", task=bare,
             budget=budget,
@@ -161,7 +161,7 @@ class MSTDistill(Method):
 
     def _train(self, group: Group, student: nn.Module, task: Task) -> list[dict[str, Any]]:
         """The second stage; it is kept where the kd on valid is least."""
-        mine, budget = task.readers.get("student"), shortened(task.budget, self.masks_share)
+        mine, budget = task.readers.get("student"), task.budget.part(self.masks_share)
         own = replace(
             task, taps={}, readers={"teacher": mine} if mine else {}, budget=budget.unwatched()
         )
@@ -196,10 +196,3 @@ class MSTDistill(Method):
                 for name, peer in group.peers.items():
                     told[f"score_{name}"] = task.score.of(*predict(peer, judged, None, device))
         return told
-
-
-def shortened(budget: Budget, share: float) -> Budget:
-    """A `budget` with a `share` of its steps or epochs."""
-    if budget.steps is not None:
-        return replace(budget, steps=max(1, round(share * budget.steps)))
-    return replace(budget, epochs=share * (10 if budget.epochs is None else budget.epochs))

@@ -221,7 +221,7 @@ class MEKD(Method):
             Rounds(classes, span, local, asks),
             name="generator",
             task=replace(task, taps={}, readers={"teacher": reader} if reader else {}),
-            budget=replace(shortened(task.budget, self.share).unwatched(), precision="fp32"),
+            budget=replace(task.budget.part(self.share).unwatched(), precision="fp32"),
         )
         queries = {"generator": asked(made) if asks else 0}
         generator = made.student.eval().requires_grad_(False)
@@ -241,10 +241,3 @@ class MEKD(Method):
 def asked(fitted: Fitted) -> int:
     """Pictures that the fit which was just `fitted` asked about: one for each sample of a step."""
     return int(current().stages[-1]["batch"]) * (int(fitted.log[-1]["step"]) + 1)
-
-
-def shortened(budget: Budget, share: float) -> Budget:
-    """A `budget` with a `share` of its steps or epochs."""
-    if budget.steps is not None:
-        return replace(budget, steps=max(1, round(share * budget.steps)))
-    return replace(budget, epochs=share * (10 if budget.epochs is None else budget.epochs))

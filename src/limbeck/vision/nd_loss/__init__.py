@@ -21,7 +21,8 @@ from limbeck.core.updates import Phase
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
 from limbeck.registry import make
-from limbeck.vision.nd_loss.losses import Means, class_means, cosine_loss, nd_loss, norm_loss
+from limbeck.vision._kit.classes import class_means, class_numbers
+from limbeck.vision.nd_loss.losses import Means, cosine_loss, nd_loss, norm_loss
 
 CARD = Card(
     key="nd_loss",
@@ -43,6 +44,7 @@ CARD = Card(
     "stepwise larger norms in domain adaptation (Xu et al. 2019). Detectors, of which the "
     "paper takes the features of proposals, are another task.",
 )
+_NEEDS = "nd_loss takes the mean of each class"
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,9 @@ class NDLoss(Method):
 def means_of(task: Task) -> Tensor:
     """The class means (C, D) of the teacher's embeddings over the training set of a task."""
     with torch.no_grad():
-        return class_means((t.embedding.flatten(1), labels(b)) for b, t in look_over(task))
-
-
-def labels(batch: Batch) -> Tensor:
-    """The class numbers (B,) of a `batch`."""
-    y: Tensor = batch.y
-    if y.dim() != 1 or y.is_floating_point():
-        raise UsageError(
-            f"nd_loss takes the mean of each class, but y is {tuple(y.shape)} {y.dtype}; give one "
-            "class number for each sample"
+        return class_means(
+            (t.embedding.flatten(1), class_numbers(b, _NEEDS)) for b, t in look_over(task)
         )
-    return y.long()
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +141,9 @@ class Added(Objective):
     def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Term]:
         out = dict(self.m.inner.terms(parts["of"], s, t, batch, clock))
         if self.m.nd:
-            out["nd"] = self.m.nd * self._loss(parts.means, s, t, labels(batch)).mean()
+            out["nd"] = (
+                self.m.nd * self._loss(parts.means, s, t, class_numbers(batch, _NEEDS)).mean()
+            )
         return out
 
     def _loss(self, means: Any, s: Side, t: Side, y: Tensor) -> Tensor:

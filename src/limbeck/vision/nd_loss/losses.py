@@ -2,29 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def class_means(pairs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-    """mu_c, the mean of all features of class c; zero for a class without samples.
-
-    Args:
-        pairs: chunks of features (B, D) and labels (B,).
-
-    Returns:
-        (C, D) in float32 on the CPU, C one more than the highest label.
-    """
-    total, count = torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, 1, dtype=torch.float64)
-    for e, y in pairs:
-        e, y = e.cpu().double(), y.cpu()
-        more = max(0, int(y.max()) + 1 - len(total))
-        total = F.pad(total, (0, e.shape[1] - total.shape[1], 0, more)).index_add_(0, y, e)
-        count = F.pad(count, (0, 0, 0, more)).index_add_(0, y, torch.ones_like(e[:, :1]))
-    return (total / count.clamp_min(1)).float()
 
 
 def nd_loss(s: Tensor, t: Tensor, mu: Tensor) -> Tensor:

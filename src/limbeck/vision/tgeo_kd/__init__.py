@@ -20,7 +20,8 @@ from limbeck.core.task import Optimiser, Task
 from limbeck.core.updates import Phase
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
-from limbeck.vision.tgeo_kd.geometry import Fusion, State, class_means, state_of
+from limbeck.vision._kit.classes import class_means, class_numbers
+from limbeck.vision.tgeo_kd.geometry import Fusion, State, state_of
 from limbeck.vision.tgeo_kd.virtual import Judges, Rows, Twin, stepped
 
 CARD = Card(
@@ -52,6 +53,7 @@ EXEMPT = {
     "accumulate": "the virtual step is made from a micro-batch, and what it does to the judges is "
     "no sum over its halves"
 }
+_NEEDS = "tgeo_kd weighs one label against the teacher"
 
 
 def both_losses(s: Tensor, t: Tensor, y: Tensor, tau: float) -> tuple[Tensor, Tensor]:
@@ -193,17 +195,8 @@ class TGeoKD(Method):
 def means_of(task: Task, rows: Tensor) -> Tensor:
     """The teacher's mean probabilities (C, C) of each class over some `rows` of a `task`'s set."""
     with torch.no_grad():
-        return class_means(
-            (side.logits, labels(batch)) for batch, side in look_over(task, rows=rows)
+        means = class_means(
+            (t.logits.double().softmax(1), class_numbers(batch, _NEEDS))
+            for batch, t in look_over(task, rows=rows)
         )
-
-
-def labels(batch: Batch) -> Tensor:
-    """The class numbers (B,) of a batch."""
-    y: Tensor = batch.y
-    if y.dim() != 1 or y.is_floating_point():
-        raise UsageError(
-            f"tgeo_kd weighs one label against the teacher, but y is {tuple(y.shape)} {y.dtype}; "
-            "give one class number for each sample"
-        )
-    return y.long()
+    return F.pad(means, (0, 0, 0, means.shape[1] - len(means)))  # classes without samples: zeros

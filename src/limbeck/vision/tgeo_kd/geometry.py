@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -10,24 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Fusion", "State", "class_means", "state_of"]
+__all__ = ["Fusion", "State", "state_of"]
 
 State = Literal[
     "points+sides", "points", "sides", "angles", "points+angles", "sides+angles", "all", "summary"
 ]
-
-
-def class_means(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Mean probabilities of each class's samples, (C, C); zeros for a class without samples.
-
-    Shapes: pairs of logits (n, C) and labels (n,).
-    """
-    total = count = torch.zeros(())
-    for z, y in pairs:
-        one = F.one_hot(y, z.shape[1]).double()
-        total = total + one.T @ z.double().softmax(1)
-        count = count + one.sum(0)
-    return (total / count.clamp_min(1)[:, None]).float()
 
 
 def state_of(s: Tensor, t: Tensor, g: Tensor, o: Tensor, kind: State = "points+sides") -> Tensor:

@@ -29,7 +29,6 @@ TRIALS = (
         against=("forward KL", "JSD"),
         measure="reverse_kl",
         better="lower",
-        seeds=12,
         budget={"steps": 300},
         why="The world's rate is that of labels; every divergence wants a larger one here.",
     ),

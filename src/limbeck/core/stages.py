@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck.core.tracing import Seen
 
-__all__ = ["blocks", "key", "outermost", "rank", "row", "size", "stages"]
+__all__ = ["blocks", "inner_stages", "key", "outermost", "rank", "size", "stages"]
 
 
 def key(tensor: Tensor | None) -> Any:
@@ -60,7 +60,7 @@ def blocks(found: list[Seen]) -> list[Seen]:
     return max(reversed(rows.values()), key=lambda row: (len(row), -_depth(row[0])), default=[])
 
 
-def row(maps: list[Seen]) -> list[Seen]:
+def inner_stages(maps: list[Seen]) -> list[Seen]:
     """For each size of a map the last of the modules within one that give it.
 
     Those within the module that has most sizes inside; of several the outer.
