@@ -451,3 +451,21 @@ def test_texts_that_have_classes_are_for_methods_of_classes(world, told):
         return
     with pytest.raises(UsageError, match=f"fill in hidden tokens; {told}"):
         identity.check_task(made, registry.make("kd"))
+
+
+def test_texts_of_several_labels_are_not_token_by_token():
+    from limbeck.core.task import Task
+    from limbeck.core.text.facts import Text, check_text
+    from limbeck.registry import find
+
+    ids = torch.arange(40).view(8, 5)
+    x = {"ids": ids, "mask": torch.ones_like(ids)}
+    side = Text(vocab=40, context=5, eos=(), pad=0, tokenizer=None)
+
+    def texts(y):
+        return Task(None, torch.nn.Linear(1, 1), {"x": x, "y": y}, data={"text": side})
+
+    check_text(texts(torch.ones(8, 3, dtype=torch.int64)), find("kd").card)
+    check_text(texts(torch.zeros(8, dtype=torch.int64)), find("kd").card)
+    with pytest.raises(UsageError, match="write token by token"):
+        check_text(texts(ids), find("kd").card)

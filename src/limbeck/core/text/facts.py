@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,10 +106,9 @@ def check_text(task: Task, card: Card | None) -> None:
     if card is None or not isinstance(text, Text | MaskedText | TaggedText):
         return
     needs = parse_needs(card.needs)
-    every = [n.name for need in needs for some in need for n in some]
-    classes = any(_only(need, "logits") for need in needs)
-    classes = classes or ("logits" in every and not isinstance(text, Text))
-    if classes and (does := _by_tokens(task, text)):
+    tagged = isinstance(text, TaggedText)  # there a method that could do without them is no help
+    reads = any(_reads(need, "logits", any if tagged else all) for need in needs)
+    if reads and (does := _by_tokens(task, text)):
         what, instead = does
         raise UsageError(
             f"{card.key} takes one answer a sample, and the models of the task '{task.name}' "
@@ -117,7 +117,7 @@ def check_text(task: Task, card: Card | None) -> None:
     aligned = "cross_tokenizer" in card.kinds
     if not isinstance(text, Text) or text.other is None or aligned:
         return
-    if any(_only(need, "signal") for need in needs):
+    if any(_reads(need, "signal") for need in needs):
         raise UsageError(
             f"the teacher has another tokenizer ({len(text.other):,} tokens, and the student "
             f"{text.vocab:,}) or reads in another way, and {card.key} compares next tokens one by "
@@ -133,10 +133,17 @@ def _by_tokens(task: Task, text: Text | MaskedText | TaggedText) -> tuple[str, s
         return "fill in hidden tokens", "distilbert"
     if task.train is None:
         return None
-    y = Table(task.train).rows(torch.arange(1)).columns.get("y")
-    return ("write token by token", "gkd") if getattr(y, "ndim", 1) == 2 else None
+    columns = Table(task.train).rows(torch.arange(1)).columns
+    x, y = columns["x"], columns.get("y")
+    ids = x.get("ids") if isinstance(x, Mapping) else None
+    each = (
+        ids is not None and getattr(y, "shape", None) == ids.shape
+    )  # else (B,), or several (B, C)
+    return ("write token by token", "gkd") if each else None
 
 
-def _only(need: tuple[frozenset[Need], ...], entry: str) -> bool:
-    """Whether a need cannot be met without an entry of a view, whichever side's."""
-    return all(any(n.name == entry for n in some) for some in need)
+def _reads(
+    need: tuple[frozenset[Need], ...], entry: str, ways: Callable[[Iterable[bool]], bool] = all
+) -> bool:
+    """Whether each way (with `any`: one) of meeting a need has an entry of a view, of any side."""
+    return ways(any(n.name == entry for n in some) for some in need)
