@@ -17,6 +17,7 @@ import pytest
 from limbeck import cli
 from limbeck.cli._demo import Job, Plan
 from limbeck.cli.demo import make, print_table
+from limbeck.core.card import call
 from limbeck.errors import UsageError
 from limbeck.registry import cards, find
 
@@ -175,8 +176,18 @@ def test_what_a_worker_refuses_is_said_here(tmp_path: Path) -> None:
         make(tmp_path / "new", jobs(tmp_path / "new", bad, seeds=(0,)), "x", quiet=True)
 
 
-# Those that can learn the demo's digits: of other inputs than text.
-PICTURES = [e.card.key for e in cards(gives="model") if e.room != "language"]
+# Those that can learn the demo's digits, and those that need bags, shifts or several modalities.
+WORLDS = {e.card.key: call(e.card.world)[0] for e in cards(gives="model") if e.room != "language"}
+PICTURES = [key for key, world in WORLDS.items() if world in ("digits", "shapes", "multilabel")]
+OTHERS = sorted(WORLDS.keys() - set(PICTURES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", OTHERS)
+def test_a_method_for_other_data_is_refused(key: str, tmp_path: Path) -> None:
+    plan = replace(TINY, steps=4, fields=())
+    with pytest.raises(UsageError, match=r"give|name a module"):
+        make(tmp_path / "new", jobs(tmp_path / "new", plan, (0,), (key,)), "x", quiet=True)
 
 
 @pytest.mark.slow
@@ -184,7 +195,8 @@ PICTURES = [e.card.key for e in cards(gives="model") if e.room != "language"]
 def test_every_method_that_gives_a_model_can_be_shown(
     key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = replace(TINY, steps=4, fields=())
+    world = TINY.world.replace("mlp-tiny", "cnn-tiny")  # some read maps, as the demo's student has
+    plan = replace(TINY, world=world, steps=4, fields=())
     told = make(tmp_path / "new", jobs(tmp_path / "new", plan, (0,), (key,)), "x", quiet=True)
     arm = told["students"][key]
     assert len(arm["accuracy"]["each"]) == len(arm["gain"]["each"]) == 1
