@@ -15,7 +15,7 @@ from limbeck.bench.arms import Job
 from limbeck.bench.leaderboard import CELLS, Cell
 from limbeck.bench.runner import Pool, as_committed, versions
 from limbeck.bench.store import Row, Store
-from limbeck.core.card import call, parse_needs
+from limbeck.core.card import parse_needs
 from limbeck.core.files import cache_folder
 from limbeck.errors import UsageError
 

@@ -31,6 +31,10 @@ COMMANDS = {
     "demo": ("limbeck.cli.demo:demo", "on digits: a student alone, and taught by three methods"),
     "completion": ("limbeck.cli.completing:completion", "completion of words for your shell"),
     "bench": ("limbeck.cli.benching:bench", "measure the claims of methods, in trials"),
+    "leaderboard": (
+        "limbeck.cli.leading:leaderboard",
+        "classification methods on one grid of small tasks, beside KD",
+    ),
     "speed": ("limbeck.cli.speeding:speed", "measure what limbeck adds to a bare training loop"),
 }
 """Each command with its function, `f(argv) -> exit code`, and what it is for."""
