@@ -38,14 +38,14 @@ def caption(told: Told) -> str:
         "students of about 1,000 to 9,000 parameters, runs of a few seconds. In each cell up to "
         "four settings of a method were tried on valid with one other seed, those of KD and of "
         "labels alone too. A dot marks methods whose interval reaches that of the best: this grid "
-        "cannot tell them apart. The best of so many is in part lucky. Time and memory are those of a "
-        "step over KD's: processor time, and what is kept for the backward pass. An asterisk: it "
-        "asks the teacher itself, where others read its stored outputs, and pays for that."
+        "cannot tell them apart. The best of so many is in part lucky. Time and memory are those "
+        "of a step over KD's: processor time, and what is kept for the backward pass. An asterisk: "
+        "it asks the teacher itself, where others read its stored outputs, and pays for that."
     )
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # zero has one sign
 
 
 def _setting(row: Told, name: str) -> str:
@@ -173,7 +173,11 @@ def _row(row: Told, names: Sequence[str], entry: Entry, orders: Told) -> str:
 
     def cell(name: str, shown: str, title: str = "") -> str:
         told = f' title="{text(title)}"' if title else ""
-        return f'<td data-order="{orders[name][key]}"{told}>{text(shown)}</td>'
+        said = "parameters" if name == "parts" else name
+        return (
+            f'<td data-order="{orders[name][key]}" data-name="{text(said)}"{told}>'
+            f"{text(shown)}</td>"
+        )
 
     mark = "• " if row["near"] else ""
     low, high = (_points(value) for value in row["mean"][1:])
