@@ -36,8 +36,8 @@ CARD = Card(
     departs="Layers are those that are tapped, neighbours by default, where the paper takes the "
     "first and the last map of three sections of equal size. Of unequal numbers of blocks the side "
     "with more is thinned evenly. The first stage has the task's budget and schedule, at a "
-    "hundredth of the rate. `project`, `also`, `kd`, `mean` and average pooling, all off, are other "
-    "libraries' or this one's.",
+    "hundredth of the rate. `project`, `also`, `kd`, `mean` and average pooling, all off, are "
+    "other libraries' or this one's.",
 )
 
 
@@ -154,11 +154,11 @@ class FSP(Method):
         ours, theirs = self.layers(s, t)
         if self.project:
             ours = parts["project"](ours)
-        total = torch.zeros((), device=ours[0].device)
+        each = []
         for k in range(0, len(ours) - 1, 1 if self.pairs == "chain" else 2):
             g_s, g_t = (flow(x[k], x[k + 1], self.pooling) for x in (ours, theirs))
-            total = total + fsp_loss(g_s, g_t, self.mean)
-        return total
+            each.append(fsp_loss(g_s, g_t, self.mean))
+        return torch.stack(each).sum()
 
     def run(self, task: Task) -> Result:
         """Both stages, or the second alone."""
