@@ -110,6 +110,8 @@ def test_half_precision_is_summed_in_float32() -> None:
     a = torch.full((1, 1, 64, 64), 300.0, dtype=torch.float16)
     assert float(flow(a, a)) == 90000  # beyond float16
     assert flow(a.double(), a.double()).dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert flow(a.float(), a.float()).dtype == torch.float32
 
 
 # --- layers of two sides -------------------------------------------------------------------------

@@ -54,7 +54,8 @@ def flow(a: Tensor, b: Tensor, pooling: Literal["max", "avg"] = "max") -> Tensor
     grid = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
     pool = F.adaptive_max_pool2d if pooling == "max" else F.adaptive_avg_pool2d
     first, second = (x.to(wide) if x.shape[2:] == grid else pool(x.to(wide), grid) for x in (a, b))
-    return first.flatten(2) @ second.flatten(2).mT / (grid[0] * grid[1])
+    with torch.autocast(a.device.type, enabled=False):
+        return first.flatten(2) @ second.flatten(2).mT / (grid[0] * grid[1])
 
 
 def fsp_loss(s: Tensor, t: Tensor, mean: bool = False) -> Tensor:

@@ -33,8 +33,8 @@ CARD = Card(
     departs="The term is a mean over channels and places, as in all public versions, where the "
     "paper writes a sum, which mean=False is. The authors' own code is gone; the variance at the "
     "start, its floor and the mean's layers are RepDistiller's, which names it as its source. "
-    "Weight decay reaches the variance, as there. Of unequal numbers of blocks the side with more is "
-    "thinned evenly.",
+    "Weight decay reaches the variance, as there. Of unequal numbers of blocks the side with more "
+    "is thinned evenly.",
 )
 
 
