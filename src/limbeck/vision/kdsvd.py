@@ -77,7 +77,7 @@ def aligned(s: Tensor, t: Tensor) -> Tensor:
 
 
 def upright(v: Tensor) -> Tensor:
-    """Each vector, turned if need be so that its largest entry is positive. (B, D, K) -> same."""
+    """Vectors v, each turned if need be so that its largest entry is positive: (B, D, K) twice."""
     largest = v.gather(1, v.abs().argmax(1, keepdim=True))
     return torch.where(largest < 0, -v, v)
 
