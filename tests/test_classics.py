@@ -31,6 +31,7 @@ def test_the_classics_of_the_library_are_there() -> None:
         "gkd",
         "minillm",
         "dist",
+        "lskd",
         "wsld",
     ]
     assert PATH.read_text(encoding="utf-8").isascii()
