@@ -32,6 +32,7 @@ def test_the_classics_of_the_library_are_there() -> None:
         "minillm",
         "dist",
         "lskd",
+        "mlkd",
         "wsld",
     ]
     assert PATH.read_text(encoding="utf-8").isascii()
