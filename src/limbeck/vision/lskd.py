@@ -144,12 +144,12 @@ class LSKD(Objective):
 
     def terms(self, parts: Any, s: Side, t: Side, batch: Batch, clock: Clock) -> dict[str, Term]:
         """The terms of `of`, of standardised logits but for those named in `plain`."""
-        step, looks = partial(standardised, deviation=self.deviation), ([], [])
-        mine, theirs = (Seen(side, step, kept) for side, kept in zip((s, t), looks, strict=True))
-        out = dict(self.inner.terms(parts, mine, theirs, batch, clock))
+        step, of_s, of_t = partial(standardised, deviation=self.deviation), list[Any](), list[Any]()
+        scores = Seen(s, step, of_s), Seen(t, step, of_t)
+        out = dict(self.inner.terms(parts, *scores, batch, clock))
         if kept := [name for name in out if name in self.plain]:
-            mine, theirs = (Seen(x, None, k) for x, k in zip((s, t), looks, strict=True))
-            as_they_are = self.inner.terms(parts, mine, theirs, batch, clock)
+            logits = Seen(s, None, of_s), Seen(t, None, of_t)
+            as_they_are = self.inner.terms(parts, *logits, batch, clock)
             out.update({name: as_they_are[name] for name in kept})
         return out
 

@@ -137,10 +137,9 @@ class MLKD(Objective):
         if self.instance:
             each = [(m * kl(mine, theirs, k)).mean() for k in self.taus]
             if self.views == "two":
-                each += [
-                    kl(*(side.logits for side in views[i < self.strong]), k).mean()
-                    for i, k in enumerate(self.taus)
-                ]
+                for i, k in enumerate(self.taus):
+                    mine_k, theirs_k = views[i < self.strong]
+                    each.append(kl(mine_k.logits, theirs_k.logits, k).mean())
             out["instance"] = self.instance * torch.stack(each).sum()
         p = [((mine / k).softmax(1), (theirs / k).softmax(1)) for k in self.taus]
         if self.samples:

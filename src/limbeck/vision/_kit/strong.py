@@ -110,22 +110,17 @@ def _sharpness(x: Tensor, v: Tensor) -> Tensor:
     return smooth + v * (x - smooth)
 
 
-def _moved(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, f: Tensor) -> Tensor:
+def _moved(x: Tensor, *six: Tensor | float) -> Tensor:
     """Pixel (p, q) reads at (a p + b q + c, d p + e q + f), the nearest; black outside.
 
-    Coordinates are in pixels from the upper left corner; numbers are (B, 1, 1, 1).
+    Coordinates are in pixels from the upper left corner; the six numbers are (B, 1, 1, 1) or one.
     """
     height, width = x.shape[2:]
-    p = torch.arange(width, device=x.device, dtype=x.dtype)[None, None] + 0.5
-    q = torch.arange(height, device=x.device, dtype=x.dtype)[None, :, None] + 0.5
-    a, b, c, d, e, f = (v[:, 0] if isinstance(v, Tensor) else v for v in (a, b, c, d, e, f))
-    grid = torch.stack(
-        torch.broadcast_tensors(
-            2 * (a * p + b * q + c) / width - 1, 2 * (d * p + e * q + f) / height - 1
-        ),
-        -1,
-    )
-    grid = grid.expand(len(x), -1, -1, -1)
+    a, b, c, d, e, f = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in six)
+    p = torch.arange(width, device=x.device, dtype=x.dtype) + 0.5
+    q = torch.arange(height, device=x.device, dtype=x.dtype)[:, None] + 0.5
+    along, down = 2 * (a * p + b * q + c) / width - 1, 2 * (d * p + e * q + f) / height - 1
+    grid = torch.stack([at.expand(len(x), 1, height, width)[:, 0] for at in (along, down)], -1)
     return F.grid_sample(x, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
 
