@@ -12,6 +12,7 @@ from limbeck.bench import leaderboard, sources
 from limbeck.bench.leaderboard import CELLS, SEEDS, Cell
 from limbeck.bench.store import Row, Store
 from limbeck.core.files import write_atomic
+from limbeck.report.advice import measured
 from limbeck.report.verdicts import interval, of_groups
 
 __all__ = ["PLACE", "standings", "write"]
@@ -43,6 +44,7 @@ def standings(store: Store) -> dict[str, Any]:
         "core": sorted({r["core"] for rows in whole.values() for r in _flat(rows)}),
         "versions": _flat(whole["kd"])[-1]["versions"],
         "seconds": round(sum(_spent(store, arm) for arm in every), 0),
+        "advice": measured(ranked, [cell.name for cell in CELLS]),
         "labels": alone,
         "methods": ranked,
         "left_out": leaderboard.LEFT_OUT,
