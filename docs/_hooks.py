@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from _methods import each_method, methods, prose, table, told
+from _methods import each_method, leaderboard, methods, prose, table, told
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -55,6 +55,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made here."""
     made = {"cli.md": "\n".join(_commands()), "methods/index.md": "\n".join(methods())}
+    made["methods/leaderboard.md"] = "\n".join(leaderboard())
     made |= {f"methods/{key}.md": text for key, text in each_method()}
     made["api/index.md"] = "\n".join(_names())
     made |= {f"api/{name}.md": "\n".join(_module(name)) for name in _modules()}

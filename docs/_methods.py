@@ -16,6 +16,7 @@ from limbeck.cli import main
 from limbeck.registry import STATUSES
 from limbeck.registry import cards as entries
 from limbeck.report.claims import Code
+from limbeck.report.leaderboard import caption, leaderboard_table, left_out, standings
 from limbeck.report.methods import Piece, head, sections
 from limbeck.report.page import Html
 from limbeck.report.table import methods_table, overview
@@ -51,6 +52,26 @@ def methods() -> Iterator[str]:
     yield '<script src="../assets/methods.js"></script>\n'
     yield "## What the status means\n"
     yield from table(["status", ""], ([name, plain(said)] for name, said in STATUSES.items()))
+
+
+def leaderboard() -> Iterator[str]:
+    """The page of the grid."""
+    found = standings()
+    yield "---\nhide: [toc]\n---\n\n# Leaderboard\n"
+    if not found:
+        yield "The grid has not run; `limbeck leaderboard --run` runs it.\n"
+        return
+    yield f"{caption(found)}\n"
+    yield _raw(leaderboard_table(found, entries()))
+    yield '<script src="../assets/methods.js"></script>\n'
+    yield "## The tasks\n"
+    rows = ([f"**{c['name']}**", f"`{c['world']}`", plain(c["pair"]), f"{c['steps']:,}"]
+            for c in found["cells"])  # fmt: skip
+    yield from table(["", "world", "pair", "steps of a fit"], rows)
+    yield "\n## A row again\n"
+    first = found["cells"][0]["name"]
+    yield f"```bash\nlimbeck leaderboard kd --again {found['seeds'][0]} --cell '{first}'\n```\n"
+    yield f"Not in it: {left_out(found)}.\n"
 
 
 def each_method() -> Iterator[tuple[str, str]]:

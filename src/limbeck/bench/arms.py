@@ -29,6 +29,7 @@ class Job:
         on: "valid" while tuning, "test" where it is reported.
         owner: the key in whose trial the measure is defined, and its number there; None for the
             standard ones.
+        cache: a folder with the teacher's outputs, which are then read from it: the same bits.
     """
 
     arm: str
@@ -39,6 +40,7 @@ class Job:
     measure: str
     on: str
     owner: tuple[str, int] | None = None
+    cache: str | None = None
 
     @property
     def place(self) -> dict[str, Any]:
@@ -58,7 +60,8 @@ def perform(job: Job) -> dict[str, Any]:
     """Run a job on one thread; gives value, what it took, and what it was measured beside.
 
     Returns:
-        {"value", "steps" (optimiser steps of all its fits), "seconds" (of the processor)}.
+        {"value", "steps" (optimiser steps of all its fits), "seconds" (of the processor), "parts"
+        (parameters that are trained beside the student and do not ship, of the fit with most)}.
     """
     import torch
 
@@ -78,11 +81,16 @@ def perform(job: Job) -> dict[str, Any]:
         truth: Any = teaching.truth(alone)
         result = run(replace(truth, **values), alone, seed=job.seed)
     else:
-        result = run(registry.make(name, **values), task, seed=job.seed)
+        result = run(registry.make(name, **values), task, seed=job.seed, cache=job.cache)
     seconds = time.process_time() - began
     value = measured(job, task, result)
-    steps = sum(stage["steps"] for stage in result.facts["stages"])
-    return {"value": value, "steps": steps, "seconds": round(seconds, 2)}
+    stages = result.facts["stages"]
+    return {
+        "value": value,
+        "steps": sum(stage["steps"] for stage in stages),
+        "seconds": round(seconds, 2),
+        "parts": max((stage["parts"] for stage in stages), default=0),
+    }
 
 
 def budget(usual: Any, changes: Mapping[str, float]) -> Any:

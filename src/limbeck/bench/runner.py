@@ -23,7 +23,16 @@ from limbeck.bench.trial import TUNING_SEEDS, Defined
 from limbeck.bench.trials._shared import SHARED
 from limbeck.errors import UsageError
 
-__all__ = ["Pool", "committed", "home_of", "jobs_of", "measure_trial", "source_of"]
+__all__ = [
+    "Pool",
+    "as_committed",
+    "committed",
+    "home_of",
+    "jobs_of",
+    "measure_trial",
+    "source_of",
+    "versions",
+]
 
 
 class Pool(Protocol):
@@ -183,16 +192,24 @@ def committed(trial: Defined) -> str | None:
     Raises:
         UsageError: the file is not committed as it is.
     """
-    folder = trial.path.parent
+    files = [trial.path, trial.path.parents[1] / "_shared.py"]
+    return as_committed(files, f"the trial of {trial.key!r}")
+
+
+def as_committed(files: list[Path], name: str) -> str | None:
+    """The commit that holds some files of a definition as they are; None outside a clone.
+
+    Raises:
+        UsageError: one of them is not committed as it is; the sentence calls them `name`.
+    """
+    folder = files[0].parent
     head = _git(folder, "rev-parse", "--short=12", "HEAD")
     if head is None:
         return None
-    files = [trial.path, folder.parent / "_shared.py"]
     known = _git(folder, "ls-files", "--error-unmatch", *map(str, files))
     if known is None or _git(folder, "status", "--porcelain", "--", *map(str, files)):
         raise UsageError(
-            f"the trial of {trial.key!r} is not committed as it stands; commit "
-            f"{trial.path.name} before its seeds run"
+            f"{name} is not committed as it stands; commit {files[0].name} before its seeds run"
         )
     return head
 

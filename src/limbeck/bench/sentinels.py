@@ -9,15 +9,17 @@ its own digests.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from limbeck.bench import sources
+from limbeck.bench.runner import Pool
 from limbeck.core.files import write_json
 from limbeck.errors import UsageError
 
-__all__ = ["SENTINELS", "Kept", "bits", "look", "platform_now"]
+__all__ = ["SENTINELS", "Kept", "bits", "epoch_now", "look", "platform_now"]
 
 SENTINELS = (
     ("labels", "blobs"),
@@ -112,3 +114,19 @@ def look(kept: Kept, found: dict[tuple[str, str], str]) -> tuple[int, list[str]]
         told["platforms"][here] = now
         write_json(kept.path, told)
     return told["epoch"], changed
+
+
+def epoch_now(pool: Pool, results: Path) -> int:
+    """Run the sentinels, compare with what a folder of results holds, and give the core's epoch."""
+    found = {}
+    for sentinel, value in pool.each(bits, SENTINELS):
+        if isinstance(value, BaseException):
+            raise value
+        found[sentinel] = value
+    epoch, changed = look(Kept(results / "sentinels.json"), found)
+    if changed:
+        print(
+            f"the engine gives other bits for {', '.join(changed)}: core epoch {epoch} begins",
+            file=sys.stderr,
+        )
+    return epoch

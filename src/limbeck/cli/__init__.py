@@ -19,6 +19,10 @@ COMMANDS = {
     "show": ("limbeck.cli.listing:show", "one method: its facts, formula and flags"),
     "run": ("limbeck.cli.running:run", "teach a student with a method; a folder keeps the results"),
     "resume": ("limbeck.cli.running:resume", "go on with a run that was stopped"),
+    "suggest": (
+        "limbeck.cli.suggesting:suggest",
+        "methods worth trying on your task, with the evidence",
+    ),
     "check": ("limbeck.cli.checking:check", "test a method, yours too, with the common suite"),
     "cache": ("limbeck.cli.caching:cache", "run a teacher once, for any number of runs"),
     "doctor": ("limbeck.cli.doctoring:doctor", "say what is wrong with a task or a run"),
@@ -31,6 +35,10 @@ COMMANDS = {
     "demo": ("limbeck.cli.demo:demo", "on digits: a student alone, and taught by three methods"),
     "completion": ("limbeck.cli.completing:completion", "completion of words for your shell"),
     "bench": ("limbeck.cli.benching:bench", "measure the claims of methods, in trials"),
+    "leaderboard": (
+        "limbeck.cli.leading:leaderboard",
+        "classification methods on one grid of small tasks, beside KD",
+    ),
     "speed": ("limbeck.cli.speeding:speed", "measure what limbeck adds to a bare training loop"),
 }
 """Each command with its function, `f(argv) -> exit code`, and what it is for."""
@@ -83,7 +91,7 @@ def _dispatch(words: list[str]) -> int:
     if words[:1] == ["help"] and len(words) > 1:
         words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
-        lines = (f"  {name:<11} {about}" for name, (_, about) in COMMANDS.items())
+        lines = (f"  {name:<12} {about}" for name, (_, about) in COMMANDS.items())
         print(_HELP.format(commands="\n".join(lines)))
         return 0
     if words[0] in ("-V", "--version", "version"):

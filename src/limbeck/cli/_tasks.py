@@ -42,7 +42,7 @@ class Opened:
 def task_of(request: dict[str, Any]) -> Task:
     """The task that was asked for, with the budget and taps that were asked for."""
     method = request.get("method")
-    read = set() if method is None else _read(method, request.get("given", {}))
+    read = set() if method is None else read_by(method, request.get("given", {}))
     if request["own"]:
         task = _made(request["own"])
     elif request["task_file"]:
@@ -68,7 +68,7 @@ def task_of(request: dict[str, Any]) -> Task:
     return with_taps(task, read) if request["own"] else task
 
 
-def _read(method: str, given: dict[str, Any]) -> set[str]:
+def read_by(method: str, given: dict[str, Any]) -> set[str]:
     """What a method reads, as on a card: "mid" of both sides, "student:blocks" of one.
 
     What a method inside it reads is there, too.

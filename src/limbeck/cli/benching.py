@@ -115,20 +115,10 @@ def _all(trials: list[Defined], store: Store, pool: Any, results: Path) -> int:
     """Run what is missing of each trial; those that fail are told at the end."""
     from limbeck.bench import digest
     from limbeck.bench.runner import measure_trial
-    from limbeck.bench.sentinels import SENTINELS, Kept, bits, look
+    from limbeck.bench.sentinels import epoch_now
     from limbeck.report.trials import lines
 
-    found = {}
-    for sentinel, value in pool.each(bits, SENTINELS):
-        if isinstance(value, BaseException):
-            raise value
-        found[sentinel] = value
-    epoch, changed = look(Kept(results / "sentinels.json"), found)
-    if changed:
-        print(
-            f"the engine gives other bits for {', '.join(changed)}: core epoch {epoch} begins",
-            file=sys.stderr,
-        )
+    epoch = epoch_now(pool, results)
     failed: list[str] = []
     for trial in trials:
         try:

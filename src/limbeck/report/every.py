@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from limbeck.errors import UsageError
 from limbeck.registry import Entry, cards
 from limbeck.report.claims import Code
+from limbeck.report.leaderboard import caption, leaderboard_table, left_out, standings
 from limbeck.report.methods import Piece, head, sections
-from limbeck.report.page import Html, code, join, lead, page, section
+from limbeck.report.page import Html, code, join, lead, note, page, section
 from limbeck.report.table import SCRIPT, STYLE, Known, methods_table, overview
 from limbeck.report.trials import all_told
 
@@ -19,7 +22,7 @@ _MADE = "<footer>limbeck "
 
 
 def write_all(folder: Path) -> Path:
-    """Write `index.html` and a page for each method.
+    """Write `index.html`, `leaderboard.html` where the grid has run, and a page for each method.
 
     Returns:
         The index.
@@ -30,6 +33,8 @@ def write_all(folder: Path) -> Path:
     entries, known = cards(), all_told()
     index = folder / "index.html"
     pages = {f"{entry.card.key}.html": _method(entry, entries, known) for entry in entries}
+    if found := standings():
+        pages["leaderboard.html"] = _leaderboard(found, entries)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if index.exists() and _MADE not in index.read_text(encoding="utf-8"):
@@ -53,10 +58,19 @@ def _index(entries: list[Entry], known: Known) -> Html:
         "trials on small tasks say of their claims."
     )
     body = [overview(entries, known), methods_table(entries, known)]
-    return page(
-        "limbeck", "Methods", [intro], body,
-        style=_style() + "\nbody{max-width:68rem}", script=SCRIPT.read_text(encoding="utf-8"),
-    )  # fmt: skip
+    if standings():
+        body.insert(0, Html('<p><a href="leaderboard.html">The leaderboard</a></p>'))
+    return _sortable("Methods", [intro], body)
+
+
+def _leaderboard(found: Mapping[str, Any], entries: list[Entry]) -> Html:
+    body = [leaderboard_table(found, entries), note(f"Not in it: {left_out(found)}.")]
+    return _sortable("Leaderboard", [lead(caption(found)), _BACK], body)
+
+
+def _sortable(title: str, head: list[Html], body: list[Html]) -> Html:
+    style = _style() + "\nbody{max-width:68rem}"
+    return page("limbeck", title, head, body, style=style, script=SCRIPT.read_text("utf-8"))
 
 
 def _method(entry: Entry, entries: list[Entry], known: Known) -> Html:

@@ -78,8 +78,10 @@
     const name = by.replace(/^-/, "");
     const sign = by.startsWith("-") ? -1 : 1;
     const column = heads.findIndex((head) => nameOf(head) === name);
-    const value = (item) => name === "status" ? item.row.dataset.order
-      : (item.row.cells[column].querySelector("a") || item.row.cells[column]).textContent;
+    const value = (item) => {
+      const cell = item.row.cells[column];
+      return cell.dataset.order || (cell.querySelector("a") || cell).textContent;
+    };
     const ordered = column < 0 ? rows
       : [...rows].sort((a, b) => sign * value(a).localeCompare(value(b), "en", { numeric: true }));
     body.append(...ordered.map((item) => item.row));

@@ -93,14 +93,13 @@ def _row(entry: Entry, verdict: str) -> str:
         ("kind", "|".join(card.kinds)),
         ("needs", "|".join(needs)),
         ("status", "|".join(known)),
-        ("order", f"{_rank(shown)}"),
     )
     data = "".join(f' data-{name}="{text(value)}"' for name, value in marked)
     return (
         f'<tr{data}><th scope="row"><a href="{text(card.key)}.html">{text(card.key)}</a>'
         f"<span>{text(card.title)}</span></th><td>{card.year}</td><td>{text(entry.room)}</td>"
         f"<td>{text(', '.join(card.kinds))}</td><td>{text(needs_of(entry))}</td>"
-        f"<td>{' '.join(map(badge, shown))}</td></tr>"
+        f'<td data-order="{_rank(shown)}">{" ".join(map(badge, shown))}</td></tr>'
     )
 
 

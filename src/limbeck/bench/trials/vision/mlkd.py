@@ -1,0 +1,20 @@
+"""mlkd: several levels of alignment and several temperatures beat one of each."""
+
+from limbeck.bench.trial import Trial
+
+TRIALS = (
+    Trial(
+        claim="Aligning samples, batch and classes at several temperatures beats plain KD.",
+        world="digits",
+        settings={
+            "mlkd": (
+                "mlkd()",
+                "mlkd(instance=0.2, samples=0.2, classes=0.2)",
+                "mlkd(views='one')",
+                "mlkd(views='one', instance=0.2, samples=0.2, classes=0.2)",
+            ),
+        },
+        against=("kd",),
+        beside=("labels",),
+    ),
+)
