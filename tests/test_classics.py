@@ -25,6 +25,7 @@ CLASSICS = [
     "fsp",
     "kdsvd",
     "vid",
+    "ft",
     "dist",
     "lskd",
     "mlkd",
