@@ -25,11 +25,11 @@ CLASSICS = [
     "fsp",
     "kdsvd",
     "vid",
-    "ft",
     "dist",
     "lskd",
     "mlkd",
     "wsld",
+    "ft",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
