@@ -30,6 +30,8 @@ CLASSICS = [
     "mlkd",
     "wsld",
     "ft",
+    "sp",
+    "pkt",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
