@@ -35,7 +35,7 @@ TRIALS = (
         measure="greedy_bleu",
         seeds=12,
         budget={"steps": 800},
-        why="Of 1500 sentences instead of 4000 the teacher knows every text by heart and writes it again, "
-        "so that its texts are the data's.",
+        why="Of 1500 sentences, instead of 4000, the teacher knows every text by heart and writes "
+        "it again, so that its texts are the data's.",
     ),
 )
