@@ -32,9 +32,11 @@ CLASSICS = [
     "ft",
     "sp",
     "pkt",
+    "ab",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
+KEYS = "kd crd dkd gkd minillm at nst ab"
 ENTRIES = yaml.safe_load(PATH.read_text(encoding="utf-8"))
 
 

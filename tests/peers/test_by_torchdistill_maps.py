@@ -1,9 +1,10 @@
-"""AT beside torchdistill's: values and gradients."""
+"""AT and AB beside torchdistill's: values and gradients."""
 
 import pytest
 import torch
 from torch import Tensor
 
+from limbeck.vision.ab import boundary_loss
 from limbeck.vision.at import apart, attention
 
 pytestmark = pytest.mark.xdist_group("by torchdistill")
@@ -38,3 +39,10 @@ def test_apart_at_halves_the_norm() -> None:
     s, t = draw(2, 8, 6, 5, 4).requires_grad_(), draw(3, 8, 9, 5, 4)
     paper = peer.ATLoss(PAIRS, mode="paper")(shown(s), shown(t))
     close(2 * apart(attention(s), attention(t), "norm"), paper, s)
+
+
+def test_ab() -> None:
+    s, t = draw(4, 8, 6, 5, 4).requires_grad_(), draw(5, 8, 6, 5, 4)
+    for margin in (0.5, 1.0):
+        peers = peer.AltActTransferLoss(PAIRS, margin, "mean")(shown(s), shown(t))
+        close(boundary_loss(s, t, margin).mean(), peers, s)
