@@ -33,6 +33,7 @@ CLASSICS = [
     "sp",
     "pkt",
     "ab",
+    "ickd",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
