@@ -14,7 +14,25 @@ from limbeck.registry import cards, make
 from limbeck.vision.crd import nce
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "classics.yaml"
-CLASSICS = ("kd crd dkd gkd minillm at nst fsp kdsvd vid dist lskd mlkd wsld").split()
+CLASSICS = [
+    "kd",
+    "crd",
+    "dkd",
+    "gkd",
+    "minillm",
+    "at",
+    "nst",
+    "fsp",
+    "kdsvd",
+    "vid",
+    "dist",
+    "lskd",
+    "mlkd",
+    "wsld",
+    "ft",
+    "sp",
+    "pkt",
+]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
 ENTRIES = yaml.safe_load(PATH.read_text(encoding="utf-8"))

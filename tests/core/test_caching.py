@@ -30,6 +30,17 @@ def test_cached_equals_live_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+def test_a_list_of_places_is_kept_in_its_order(tmp_path: Path) -> None:
+    from limbeck.bench import worlds
+
+    task = worlds.make("digits(tiny=True)")
+    cached = cache_teacher(task, tmp_path / "cache", ("logits", "blocks"))
+    nst = limbeck.get("nst")(at="blocks", nst=1.0)
+    live, read = (limbeck.run(nst, t).model for t in (task, replace(task, teacher=cached)))
+    for a, b in zip(live.parameters(), read.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_rows_hold_the_teachers_outputs_in_eval_mode(tmp_path: Path) -> None:
     task = make()
     cache_teacher(task, tmp_path / "cache", ("logits", "mid"), batch=10)

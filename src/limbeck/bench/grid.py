@@ -21,7 +21,7 @@ from limbeck.errors import UsageError
 
 __all__ = ["again", "chosen", "measure", "memory", "memory_job", "perform"]
 
-_CACHED = ("logits", "mid", "feature", "embedding")
+_CACHED = ("logits", "mid", "feature", "embedding", "blocks")
 _LIVE = ("again", "teacher_graph", "teacher_weights", "members")  # needs that no cache meets
 
 Say = Callable[[str], None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from limbeck.core.teacher import Setting, Teacher
 from limbeck.core.teachers import BlackBox, Cached, Frozen, fingerprint_of
 from limbeck.core.text.facts import text_of
 from limbeck.core.text.kept import Keep, packed
+from limbeck.core.views import Side
 from limbeck.errors import UsageError
 
 Told = Callable[[int, int], None]
@@ -89,12 +90,22 @@ def cache_teacher(
                 rows = table.rows(numbers, seed, epoch).to(setting.device)
                 side = view(rows)
                 if keep is None:
-                    shown = {name: getattr(side, name) for name in entries}
+                    shown = dict(_rows(side, entries))
                 else:
                     shown = {"packed": packed(keep, side.signal, rows, seed)}
                 writer.write(numbers, shown, epoch)
                 told(passes * len(table) - writer.left, passes * len(table))
     return cached_as(folder, teacher)
+
+
+def _rows(side: Side, entries: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """What is kept of a view: a list of tensors as entries NAME_0, NAME_1, ... ."""
+    for name in entries:
+        value = getattr(side, name)
+        if isinstance(value, list | tuple):
+            yield from ((f"{name}_{k}", one) for k, one in enumerate(value))
+        else:
+            yield name, value
 
 
 def cacheable(teacher: Teacher) -> Frozen | BlackBox:

@@ -78,6 +78,19 @@ class Nobody(Teacher):
         return Fixed("teacher", dict, batch, self._asked, "this task has no teacher (teacher=None)")
 
 
+def _listed(found: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a cache, of which NAME_0, NAME_1, ... were a list."""
+    entries: dict[str, Any] = {}
+    for name, value in found.items():
+        base, _, number = name.rpartition("_")
+        if base and number.isdigit():
+            entries.setdefault(base, {})[int(number)] = value
+        else:
+            entries[name] = value
+    return {k: [v[i] for i in range(len(v))] if isinstance(v, dict) else v
+            for k, v in entries.items()}  # fmt: skip
+
+
 @dataclass(eq=False)
 class Cached(Teacher):
     """A teacher's outputs, read by sample number from a folder that `CacheWriter` wrote."""
@@ -104,7 +117,7 @@ class Cached(Teacher):
 
         def rows() -> Mapping[str, Any]:
             found = self._cache.rows(batch.index.cpu(), epoch=self._epoch_of(batch))
-            entries: dict[str, Any] = {k: v.to(self._device) for k, v in found.items()}
+            entries = _listed({k: v.to(self._device) for k, v in found.items()})
             if "keep" in self._cache.made:  # a signal, of which a few entries are kept
                 entries["signal"] = Packed(entries.pop("packed"), self._cache.made["keep"])
             return entries
