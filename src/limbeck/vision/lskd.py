@@ -33,7 +33,9 @@ CARD = Card(
     tiny={},
     departs="The deviation is the paper's, whose divisor is the number of classes C; the authors' "
     "code has C - 1, which is deviation='sample'. Logits that are all equal pass no gradient, "
-    "where that code multiplies theirs by 1e7.",
+    "where that code multiplies theirs by 1e7. Before mlkd with masks='each', the instance level's "
+    "mask is taken of Z-scores.",
+    lacks=("CTKD, the one of the paper's four methods that is not in this library",),
 )
 EPS = 1e-7  # beside the deviation
 Deviation = Literal["population", "sample"]

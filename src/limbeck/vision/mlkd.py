@@ -80,6 +80,9 @@ class MLKD(Objective):
     is kept, about 1/2, as in the authors' code; "each": KLs, and columns of squares, are left out
     where their sample (class) is not kept; "none": m = 1.
 
+    The level of classes grows like (B / C)^2: with ten classes and batches of 64 its weight is some
+    hundred times too large, and training goes astray; give classes=0.01 there.
+
     Trained: the student. Frozen: the teacher. Two views are two passes of both.
     Raises: UsageError where the sides give different numbers of classes, inputs are no pictures
     (B, C, H, W) for two views, a temperature is not above 0, or there are fewer than `strong`.

@@ -9,9 +9,9 @@ TRIALS = (
         settings={
             "mlkd": (
                 "mlkd()",
-                "mlkd(instance=0.2, samples=0.2, classes=0.2)",
-                "mlkd(views='one')",
-                "mlkd(views='one', instance=0.2, samples=0.2, classes=0.2)",
+                "mlkd(classes=0.01, lr_factor=0.5)",
+                "mlkd(instance=0.2, samples=0.2, classes=0.01)",
+                "mlkd(views='one', instance=0.2, samples=0.2, classes=0.01)",
             ),
         },
         against=("kd",),
