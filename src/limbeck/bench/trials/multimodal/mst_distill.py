@@ -18,9 +18,10 @@ TRIALS = (
                 "mst_distill(mask=0.0, k=2, balance=0.0)",
                 "mst_distill(rate=0.001, mask=0.0, k=2, balance=0.0)",
             ),
+            "kd as long": ("kd(epochs=60)", "kd(epochs=60, tau=2)"),
         },
         against=("kd",),
-        beside=("labels", "no masks"),
+        beside=("labels", "no masks", "kd as long"),
         seeds=12,
         budget={"epochs": 20},
         why="The student sees noisy digits, the teachers those, waveforms of the same class, or "
