@@ -24,6 +24,7 @@ TRIALS = (
         against=("one scale",),
         beside=("labels", "kd"),
         seeds=12,
+        budget={"epochs": 50},
         why="The last map has 2 x 2 places, so that of the scales 1, 2 and 4 two are left.",
     ),
 )

@@ -24,6 +24,7 @@ TRIALS = (
         against=("fixed",),
         beside=("labels", "kd"),
         seeds=12,
+        budget={"epochs": 50},
         why="The 200 clean pictures of valid, on which the fixed ratio is chosen, judge the learnt "
         "one too, as the paper's validation set does; judges held out of the noisy labels speak "
         "for those. The score is of test.",
