@@ -23,6 +23,7 @@ TRIALS = (
         against=("crd",),
         beside=("labels", "kd"),
         seeds=12,
+        budget={"epochs": 50},
         why="Both have 64 negatives for each of 500 pictures, where the paper has 16384 of 50000.",
     ),
 )
