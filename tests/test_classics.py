@@ -24,7 +24,7 @@ def card_of(entry: dict) -> Card:
 
 
 def test_the_classics_of_the_library_are_there() -> None:
-    assert [entry["key"] for entry in ENTRIES] == ["kd", "crd", "dkd", "gkd", "minillm", "sp", "pkt", "ickd"]
+    assert [entry["key"] for entry in ENTRIES] == ["kd", "crd", "dkd", "gkd", "minillm", "sp", "cc", "pkt", "ickd"]
     assert PATH.read_text(encoding="utf-8").isascii()
 
 
