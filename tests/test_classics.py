@@ -31,6 +31,7 @@ CLASSICS = [
     "wsld",
     "ft",
     "sp",
+    "cc",
     "pkt",
     "ab",
     "ickd",
