@@ -24,7 +24,10 @@ def card_of(entry: dict) -> Card:
 
 
 def test_the_classics_of_the_library_are_there() -> None:
-    assert [entry["key"] for entry in ENTRIES] == ["kd", "crd", "dkd", "gkd", "minillm"]
+    assert [entry["key"] for entry in ENTRIES] == [
+        *["kd", "crd", "dkd", "gkd", "minillm"],
+        *["reviewkd", "simkd", "srd", "pad"],
+    ]
     assert PATH.read_text(encoding="utf-8").isascii()
 
 
