@@ -35,6 +35,10 @@ CLASSICS = [
     "pkt",
     "ab",
     "ickd",
+    "reviewkd",
+    "simkd",
+    "srd",
+    "pad",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
