@@ -39,6 +39,7 @@ CLASSICS = [
     "simkd",
     "srd",
     "pad",
+    "tfkd",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
