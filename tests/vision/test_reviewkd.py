@@ -194,7 +194,7 @@ def test_channels_inside_are_the_students_deepest_up_to_a_bound() -> None:
     ]
     assert built(ReviewKD(width=5))[0].enter[0].weight.shape == (5, 4, 1, 1)
     assert len(built(ReviewKD(pooled=False))) == 3
-    bound = ABF(3, 4, 5, True).attend
+    bound = ABF(3, 4, 5, True, torch.Generator()).attend
     assert bound is not None
     assert bound.weight.shape == (2, 8, 1, 1)
 
