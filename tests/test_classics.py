@@ -16,7 +16,7 @@ from limbeck.vision.crd import nce
 PATH = Path(__file__).resolve().parents[1] / "docs" / "classics.yaml"
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
-KEYS = "kd crd dkd gkd minillm at nst ab"
+KEYS = "kd crd dkd gkd minillm at nst ab ofd"
 ENTRIES = yaml.safe_load(PATH.read_text(encoding="utf-8"))
 
 
