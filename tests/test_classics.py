@@ -40,10 +40,11 @@ CLASSICS = [
     "srd",
     "pad",
     "tfkd",
+    "ofd",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
-KEYS = "kd crd dkd gkd minillm at nst ab"
+KEYS = "kd crd dkd gkd minillm at nst ab ofd"
 ENTRIES = yaml.safe_load(PATH.read_text(encoding="utf-8"))
 
 
