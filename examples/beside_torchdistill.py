@@ -93,7 +93,7 @@ def with_torchdistill(
         hooked = {
             "kd": [],
             "rkd": ["flat"],
-            "crd": ["normalizer", "empty", "student_model.flat"],
+            "crd": ["normalizer", "model.flat", "model.head"],
             "at": ["layer1", "layer2", "layer3"],
         }[method]
         told: dict[str, Any] = {
@@ -110,7 +110,6 @@ def with_torchdistill(
                     "power": 2,
                 },
             }
-            told["forward_hook"]["output"] = ["normalizer", "model.flat"]
         return told
 
     alone: dict[str, Any] = {
@@ -120,7 +119,7 @@ def with_torchdistill(
             "kwargs": {
                 "input": {
                     "is_from_teacher": False,
-                    "module_path": "model" if method == "crd" else ".",
+                    "module_path": "model.head" if method == "crd" else ".",
                     "io": "output",
                 },
                 "target": {"uses_label": True},

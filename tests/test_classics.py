@@ -31,13 +31,20 @@ CLASSICS = [
     "wsld",
     "ft",
     "sp",
+    "cc",
     "pkt",
     "ab",
     "ickd",
+    "reviewkd",
+    "simkd",
+    "srd",
+    "pad",
+    "tfkd",
+    "ofd",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
-KEYS = "kd crd dkd gkd minillm at nst ab"
+KEYS = "kd crd dkd gkd minillm at nst ab ofd"
 ENTRIES = yaml.safe_load(PATH.read_text(encoding="utf-8"))
 
 

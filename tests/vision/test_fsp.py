@@ -15,7 +15,7 @@ from limbeck.core.method import Clock
 from limbeck.core.objectives import Labels
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
-from limbeck.vision._kit.layers import Fitted, layers, matched
+from limbeck.vision._kit.layers import Fitted, layers
 from limbeck.vision.fsp import FSP, Stage, flow, fsp_loss
 
 pytestmark = pytest.mark.xdist_group("fsp")
@@ -123,10 +123,14 @@ def sides(s: list[Tensor], t: list[Tensor]) -> tuple[Any, Any]:
 
 def test_blocks_are_thinned_evenly_to_the_shorter_list() -> None:
     blocks = [torch.full((1, 1), float(k)) for k in range(1, 13)]
-    assert [int(x) for x in matched(blocks, 4)] == [3, 6, 9, 12]
-    assert [int(x) for x in matched(blocks[:5], 2)] == [2, 5]
-    assert [int(x) for x in matched(blocks, 12)] == list(range(1, 13))
-    assert matched(blocks[0], 1) == [blocks[0]]
+
+    def chosen(count: int) -> list[int]:
+        ours, theirs = layers(*sides(blocks[:count], blocks), "x")
+        assert [int(x) for x in ours] == list(range(1, count + 1))
+        return [int(x) for x in theirs]
+
+    assert chosen(4) == [3, 6, 9, 12]
+    assert chosen(12) == list(range(1, 13))
 
 
 def test_tokens_are_maps_without_the_class_token() -> None:

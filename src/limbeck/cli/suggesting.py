@@ -12,11 +12,10 @@ from limbeck.cli import _tasks as tasks
 from limbeck.cli._parser import Parser
 from limbeck.core.card import call
 from limbeck.errors import UsageError
-from limbeck.report import advice
-from limbeck.report.advice import Advice
 
 if TYPE_CHECKING:
     from limbeck.core.task import Task
+    from limbeck.report.advice import Advice
 
 __all__ = ["suggest"]
 
@@ -80,6 +79,7 @@ def _kind(task: Task) -> str:
 
 
 def _evidence(kind: str, task: Task) -> list[Advice]:
+    from limbeck.report import advice
     from limbeck.report.leaderboard import standings
     from limbeck.report.trials import all_told
 

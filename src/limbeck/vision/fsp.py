@@ -19,6 +19,7 @@ from limbeck.core.task import Task
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
 from limbeck.vision._kit.layers import Fitted, Layers, layers, same_channels
+from limbeck.vision._kit.stages import wide
 
 CARD = Card(
     key="fsp",
@@ -50,10 +51,10 @@ def flow(a: Tensor, b: Tensor, pooling: Literal["max", "avg"] = "max") -> Tensor
     `pooling` is "max", as in the paper, or "avg".
     Shapes: a (B, M, H, W), b (B, N, I, J) maps -> (B, M, N), in float32 or wider.
     """
-    wide = torch.promote_types(a.dtype, torch.float32)
+    a, b = wide(a), wide(b)
     grid = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
     pool = F.adaptive_max_pool2d if pooling == "max" else F.adaptive_avg_pool2d
-    first, second = (x.to(wide) if x.shape[2:] == grid else pool(x.to(wide), grid) for x in (a, b))
+    first, second = (x if x.shape[2:] == grid else pool(x, grid) for x in (a, b))
     with torch.autocast(a.device.type, enabled=False):
         return first.flatten(2) @ second.flatten(2).mT / (grid[0] * grid[1])
 

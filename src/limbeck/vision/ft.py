@@ -21,6 +21,7 @@ from limbeck.core.task import Task
 from limbeck.core.updates import Phase
 from limbeck.core.views import Side
 from limbeck.vision._kit.maps import alike, spatial
+from limbeck.vision._kit.stages import unit, wide
 
 CARD = Card(
     key="ft",
@@ -89,12 +90,6 @@ class Paraphraser(nn.Module):
         return self.decoder(self.encoder(x))  # type: ignore[no-any-return]
 
 
-def unit(x: Tensor) -> Tensor:
-    """X / |x| of each row; zero, without gradient, where x is zero. (B, N) -> (B, N)."""
-    length: Tensor = x.norm(dim=1, keepdim=True)
-    return x / length.where(length > 0, torch.inf)
-
-
 def factor_loss(
     s: Tensor,
     t: Tensor,
@@ -107,8 +102,7 @@ def factor_loss(
     Each sample's factor is one vector; `compare` "attention" has the mean of its squared channels
     instead. `mean` False is the p-norm. Shapes: s, t (B, M, H, W) -> ().
     """
-    wide = torch.promote_types(s.dtype, torch.float32)
-    s, t = s.to(wide), t.to(wide)
+    s, t = wide(s), wide(t)
     if compare == "attention":
         s, t = s.square().mean(1), t.square().mean(1)
     d = unit(s.flatten(1)) - unit(t.flatten(1))
@@ -128,9 +122,9 @@ class Stage(Objective):
         m = self.m
         if self.name == "student" and not m.ft:
             return nn.Module()
-        wide = spatial(t.feature, DOES).shape[1]
-        out = max(1, round(m.factor * wide))
-        paraphraser = self.made or Paraphraser(wide, out, m.slope, m.norm)
+        theirs = spatial(t.feature, DOES).shape[1]
+        out = max(1, round(m.factor * theirs))
+        paraphraser = self.made or Paraphraser(theirs, out, m.slope, m.norm)
         if self.name == "paraphraser":
             return nn.ModuleDict({"paraphraser": paraphraser})
         here = spatial(s.feature, DOES).shape[1]

@@ -18,6 +18,7 @@ from limbeck.core.method import Clock, Facts, Objective, number
 from limbeck.core.updates import Gradients, Join, Phase, all_added
 from limbeck.core.views import Side
 from limbeck.vision._kit.layers import Fitted, Layers, layers, same_channels
+from limbeck.vision._kit.stages import wide
 
 CARD = Card(
     key="kdsvd",
@@ -49,7 +50,7 @@ def vectors(m: Tensor, n: int) -> tuple[Tensor, Tensor]:
     of dm^T u_j / s_j. Where a divisor is 0, up to rounding, there is no such part.
     Shapes: m (B, P, D) -> (B, D, n), (B, n), no more than P and D of them, in float32 or wider.
     """
-    m = m.to(torch.promote_types(m.dtype, torch.float32))
+    m = wide(m)
     u, s, vh = torch.linalg.svd(m.detach(), full_matrices=False)
     n = min(n, s.shape[1])
     first, values = vh[:, :n].mT, s[:, :n]

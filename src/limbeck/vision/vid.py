@@ -17,6 +17,7 @@ from limbeck.core.method import Clock, Facts, Objective, number
 from limbeck.core.views import Side
 from limbeck.vision._kit.layers import layers
 from limbeck.vision._kit.maps import alike
+from limbeck.vision._kit.stages import wide
 
 CARD = Card(
     key="vid",
@@ -43,7 +44,7 @@ DOES = "vid tells layers"
 
 def variance(a: Tensor, eps: float = 1e-5) -> Tensor:
     """softplus(a) + eps, the variance of each channel. (D,) -> (D,)."""
-    return F.softplus(a.to(torch.promote_types(a.dtype, torch.float32))) + eps
+    return F.softplus(wide(a)) + eps
 
 
 def start(v: float, eps: float = 1e-5) -> float:
@@ -56,9 +57,8 @@ def surprise(mu: Tensor, t: Tensor, v: Tensor) -> Tensor:
 
     Shapes: mu, t (B, D, H, W), v (D,) a variance for each channel -> (B, D, H, W).
     """
-    wide = torch.promote_types(mu.dtype, torch.float32)
-    v = v.to(wide)[:, None, None]
-    return 0.5 * (v.log() + (t.to(wide) - mu.to(wide)).square() / v)
+    v = wide(v)[:, None, None]
+    return 0.5 * (v.log() + (wide(t) - wide(mu)).square() / v)
 
 
 class Told(nn.Module):

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
-from limbeck.vision._kit.maps import spatial
+from limbeck.vision._kit.stages import paired
 
-__all__ = ["Fitted", "Layers", "layers", "matched", "same_channels"]
+__all__ = ["Fitted", "Layers", "layers", "same_channels"]
 
 Layers = list[Tensor]
 
 
-def matched(blocks: Sequence[Tensor] | Tensor, count: int) -> list[Tensor]:
-    """So many of some blocks, evenly from the first part to the last, which is always one.
-
-    Of twelve blocks four are the third, sixth, ninth and twelfth; a lone tensor is one block.
-    """
-    blocks = [blocks] if isinstance(blocks, Tensor) else blocks
-    return [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
-
-
 def layers(s: Side, t: Side, does: str, least: int = 1) -> tuple[Layers, Layers]:
-    """The `blocks` of both sides as maps, as many of each: of the longer list some (`matched`).
+    """The `blocks` of both sides as maps in float32 or wider, as many of each (`stages.paired`).
 
     Args:
         s: the student.
@@ -36,15 +25,14 @@ def layers(s: Side, t: Side, does: str, least: int = 1) -> tuple[Layers, Layers]
     Raises:
         UsageError: there are fewer, or one is of another form.
     """
-    each = [[b] if isinstance(b, Tensor) else list(b) for b in (s.blocks, t.blocks)]
-    count = min(map(len, each))
-    if count < least:
+    counts = [1 if isinstance(b, Tensor) else len(b) for b in (s.blocks, t.blocks)]
+    if min(counts) < least:
         raise UsageError(
-            f"{does}, but the student shows {len(each[0])} blocks and the teacher {len(each[1])}; "
+            f"{does}, but the student shows {counts[0]} blocks and the teacher {counts[1]}; "
             f"tap at least {least} modules of each as `blocks`"
         )
-    ours, theirs = ([spatial(x, does) for x in matched(side, count)] for side in each)
-    return ours, theirs
+    pairs = paired(s.blocks, t.blocks, does)
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 class Fitted(nn.ModuleList):

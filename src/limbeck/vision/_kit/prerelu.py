@@ -82,7 +82,8 @@ class Trace:
         if isinstance(module, nn.ReLU) and not module.inplace and self.times[name] == 1:
             value, path = given, f"{name}:in"
         name, module, _ = self.origin(value)
-        return Place(path, name if isinstance(module, NORMS) and self.times[name] == 1 else None)
+        normed = isinstance(module, NORMS) and module.track_running_stats
+        return Place(path, name if normed and self.times[name] == 1 else None)
 
     def close(self) -> None:
         """Remove all hooks."""
@@ -145,4 +146,4 @@ def before_relu(task: Task, student: nn.Module) -> tuple[Task, list[str | None]]
         paths = [mine] if isinstance(mine, str) else list(mine)
         mine = [p.path for p in places(student, paths, x, reader_of(task.readers, "student"))]
     taps = {"blocks": (theirs, mine)} if theirs or mine else {}
-    return replace(task, taps={**task.taps, **taps}), norms
+    return replace(task, teacher=teacher, taps={**task.taps, **taps}), norms

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.vision._kit.maps import spatial
 
-__all__ = ["connector", "paired", "shares", "unit", "wide"]
+__all__ = ["connector", "depths", "paired", "shares", "unit", "wide"]
 
 
 def wide(x: Tensor) -> Tensor:
@@ -38,9 +38,13 @@ def paired(
     """
     mine, theirs = ([x] if isinstance(x, Tensor) else list(x) for x in (s, t))
     n = min(len(mine), len(theirs))
-    chosen = ([x[-(-k * len(x) // n) - 1] for k in range(1, n + 1)] for x in (mine, theirs))
-    mine, theirs = ([wide(spatial(x, does)) for x in side] for side in chosen)
-    return list(zip(mine, theirs, strict=True))
+    each = ([wide(spatial(x[k], does)) for k in depths(len(x), n)] for x in (mine, theirs))
+    return list(zip(*each, strict=True))
+
+
+def depths(stages: int, n: int) -> list[int]:
+    """Which n of so many stages `paired` takes: numbers from 0, evenly, the last among them."""
+    return [-(-k * stages // n) - 1 for k in range(1, n + 1)]
 
 
 def shares(n: int) -> list[float]:
