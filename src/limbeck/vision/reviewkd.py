@@ -51,7 +51,8 @@ def hcl(o: Tensor, t: Tensor, levels: Sequence[int] = (4, 2, 1)) -> Tensor:
     for level in levels:
         if level < min(o.shape[2:]):
             weight /= 2
-            total = total + weight * F.mse_loss(*(F.adaptive_avg_pool2d(x, level) for x in (o, t)))
+            one, two = (F.adaptive_avg_pool2d(x, level) for x in (o, t))
+            total = total + weight * F.mse_loss(one, two)
             weights += weight
     return total / weights
 
@@ -167,7 +168,8 @@ class ReviewKD(Objective):
 
     def _stages(self, s: Side, t: Side) -> tuple[list[Tensor], list[Tensor]]:
         """Both sides' stages as maps."""
-        one, two = stages_of(*([x] if isinstance(x, Tensor) else x for x in (s.blocks, t.blocks)))
+        mine, theirs = ([x] if isinstance(x, Tensor) else x for x in (s.blocks, t.blocks))
+        one, two = stages_of(mine, theirs)
         if self.pooled:
             one.append(spatial(s.embedding, "reviewkd fuses maps"))
             two.append(spatial(t.embedding, "reviewkd fuses maps"))
