@@ -34,6 +34,8 @@ CLASSICS = [
     "pkt",
     "ab",
     "ickd",
+    "tfkd",
+    "dml",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}
