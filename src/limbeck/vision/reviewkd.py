@@ -14,6 +14,7 @@ from limbeck.core.card import Card
 from limbeck.core.data import Batch
 from limbeck.core.losses.divergences import kl
 from limbeck.core.method import Clock, Facts, Objective, number
+from limbeck.core.run import rng
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
 from limbeck.vision._kit.maps import spatial
@@ -79,16 +80,19 @@ class ABF(nn.Module):
         width: channels inside.
         out: channels of the teacher's stage.
         fuse: whether there are deeper stages.
+        draws: for the weights of the first and the last convolution.
     """
 
-    def __init__(self, here: int, width: int, out: int, fuse: bool) -> None:
+    def __init__(
+        self, here: int, width: int, out: int, fuse: bool, draws: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         enter, leave = (
             nn.Conv2d(here, width, 1, bias=False),
             nn.Conv2d(width, out, 3, padding=1, bias=False),
         )
         for conv in (enter, leave):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.kaiming_uniform_(conv.weight, a=1, generator=draws)
         self.enter = nn.Sequential(enter, nn.BatchNorm2d(width))
         self.leave = nn.Sequential(leave, nn.BatchNorm2d(out))
         self.attend = nn.Conv2d(2 * width, 2, 1) if fuse else None
@@ -178,9 +182,9 @@ class ReviewKD(Objective):
         if not self.review:
             return nn.Module()
         one, two = self._stages(s, t)
-        width, last = min(self.width, one[-1].shape[1]), len(one) - 1
+        width, last, draws = min(self.width, one[-1].shape[1]), len(one) - 1, rng("fusions")
         return nn.ModuleList(
-            ABF(x.shape[1], width, y.shape[1], self.fuse == "attention" and k < last)
+            ABF(x.shape[1], width, y.shape[1], self.fuse == "attention" and k < last, draws)
             for k, (x, y) in enumerate(zip(one, two, strict=True))
         )
 
