@@ -131,7 +131,7 @@ class PAD(Method):
         student, teacher, budget = current().student(task), task.the_teacher(), task.budget
         stages: tuple[tuple[Literal["l2", "pad"], float], ...]
         stages = (("l2", self.share), ("pad", 1 - self.share))
-        parts, log = None, []
+        parts, log = None, list[dict[str, Any]]()
         for name, share in stages:
             if share:
                 stage, part = Stage(name, self, parts), budget.part(share)

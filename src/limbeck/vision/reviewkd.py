@@ -80,10 +80,12 @@ class ABF(nn.Module):
         width: channels inside.
         out: channels of the teacher's stage.
         fuse: whether there are deeper stages.
-        draws: what the convolutions' weights are drawn by.
+        draws: for the weights of the first and the last convolution.
     """
 
-    def __init__(self, here: int, width: int, out: int, fuse: bool, draws: torch.Generator) -> None:
+    def __init__(
+        self, here: int, width: int, out: int, fuse: bool, draws: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         enter, leave = (
             nn.Conv2d(here, width, 1, bias=False),
@@ -180,8 +182,7 @@ class ReviewKD(Objective):
         if not self.review:
             return nn.Module()
         one, two = self._stages(s, t)
-        width, last = min(self.width, one[-1].shape[1]), len(one) - 1
-        draws = rng("fusions")
+        width, last, draws = min(self.width, one[-1].shape[1]), len(one) - 1, rng("fusions")
         return nn.ModuleList(
             ABF(x.shape[1], width, y.shape[1], self.fuse == "attention" and k < last, draws)
             for k, (x, y) in enumerate(zip(one, two, strict=True))
