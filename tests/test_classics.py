@@ -41,6 +41,7 @@ CLASSICS = [
     "pad",
     "tfkd",
     "ofd",
+    "dml",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}

@@ -160,7 +160,7 @@ def test_defaults_and_what_is_refused() -> None:
     assert make("pad") == PAD(1.0, 1.0, 1.0, 0.5, "element", 1e-6)
     with pytest.raises(UsageError, match=r"the student's is \(7, 2, 2\)"):
         built(Stage("pad", PAD()), s=S.reshape(7, 2, 2))
-    for field in ("share=1", "eps=0", "pad=-1"):
+    for field in ("share=1.1", "eps=0", "pad=-1"):
         with pytest.raises(UsageError):
             make(f"pad({field})")
 
@@ -178,11 +178,12 @@ def toy(steps: int = 60) -> Task:
 
 
 def test_both_stages_share_the_budget() -> None:
-    for share, want in ((0.5, [30, 30]), (0.25, [15, 45]), (0.0, [60])):
+    for share, want in ((0.5, [30, 30]), (0.25, [15, 45]), (0.0, [60]), (1.0, [60])):
         with Run(toy(), 1, device="cpu") as run:
             make(f"pad(share={share})").run(run.task)
         assert [row["steps"] for row in run.stages] == want
-        assert [row["stage"] for row in run.stages] == ["l2", "pad"][-len(want) :]
+        names = {0.0: ["pad"], 1.0: ["l2"]}.get(share, ["l2", "pad"])
+        assert [row["stage"] for row in run.stages] == names
 
 
 def test_a_run_goes_on_from_its_first_stage_and_comes_near_the_teacher() -> None:

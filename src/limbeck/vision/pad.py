@@ -101,14 +101,14 @@ class PAD(Method):
     squared error, so that what is hard to mimic is weighted by its inverse. The loss may fall
     below 0.
 
-    share = 0 leaves the first stage out.
+    share = 0 leaves the first stage out, share = 1 the second: the plain squared error.
     Trained: the student, W, b and BatchNorm, and where widths differ a linear layer on e_s, which
     is kept from stage to stage; all but the student are dropped. Frozen: the teacher. No gradient
     is stopped: v moves the student, too.
     Raises: UsageError where an embedding is no vector.
     Source: Zhang et al., ECCV 2020, arXiv 2008.01458; both stages, their equal lengths and eps from
     torchdistill's example of ResNet34 to ResNet18 on ImageNet (SGD of rate 0.0001).
-    Relatives: pad = 0 with share = 0 is labels alone; `srd` tempers large errors by a logarithm;
+    Relatives: `srd` tempers large errors by a logarithm;
     `fitnets` has stages too.
 
     Example:
@@ -121,7 +121,7 @@ class PAD(Method):
     label: float = number(1.0, least=0)
     l2: float = number(1.0, least=0)
     pad: float = number(1.0, least=0)
-    share: float = number(0.5, least=0, below=1)
+    share: float = number(0.5, least=0, most=1)
     variance: Literal["element", "sample"] = "element"
     eps: float = number(1e-6, above=0)
     card = CARD
@@ -129,12 +129,12 @@ class PAD(Method):
     def run(self, task: Task) -> Result:
         """Both stages, one after the other on the same student."""
         student, teacher, budget = current().student(task), task.the_teacher(), task.budget
-        parts, log = None, []
-        if self.share:
-            part = budget.part(self.share)
-            first = fit(Stage("l2", self), student, teacher, task.batches(), name="l2", budget=part)
-            student, parts, log = first.student, first.parts, first.log
-        part = budget.part(1 - self.share)
-        stage = Stage("pad", self, parts)
-        fitted = fit(stage, student, teacher, task.batches(), name="pad", budget=part)
-        return Result(model=fitted.student, log=log + fitted.log)
+        stages: tuple[tuple[Literal["l2", "pad"], float], ...]
+        stages = (("l2", self.share), ("pad", 1 - self.share))
+        parts, log = None, list[dict[str, Any]]()
+        for name, share in stages:
+            if share:
+                stage, part = Stage(name, self, parts), budget.part(share)
+                fitted = fit(stage, student, teacher, task.batches(), name=name, budget=part)
+                student, parts, log = fitted.student, fitted.parts, log + fitted.log
+        return Result(model=student, log=log)

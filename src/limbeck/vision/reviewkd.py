@@ -51,7 +51,8 @@ def hcl(o: Tensor, t: Tensor, levels: Sequence[int] = (4, 2, 1)) -> Tensor:
     for level in levels:
         if level < min(o.shape[2:]):
             weight /= 2
-            total = total + weight * F.mse_loss(*(F.adaptive_avg_pool2d(x, level) for x in (o, t)))
+            one, two = (F.adaptive_avg_pool2d(x, level) for x in (o, t))
+            total = total + weight * F.mse_loss(one, two)
             weights += weight
     return total / weights
 
@@ -79,10 +80,12 @@ class ABF(nn.Module):
         width: channels inside.
         out: channels of the teacher's stage.
         fuse: whether there are deeper stages.
-        draws: what the convolutions' weights are drawn by.
+        draws: for the weights of the first and the last convolution.
     """
 
-    def __init__(self, here: int, width: int, out: int, fuse: bool, draws: torch.Generator) -> None:
+    def __init__(
+        self, here: int, width: int, out: int, fuse: bool, draws: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         enter, leave = (
             nn.Conv2d(here, width, 1, bias=False),
@@ -167,7 +170,8 @@ class ReviewKD(Objective):
 
     def _stages(self, s: Side, t: Side) -> tuple[list[Tensor], list[Tensor]]:
         """Both sides' stages as maps."""
-        one, two = stages_of(*([x] if isinstance(x, Tensor) else x for x in (s.blocks, t.blocks)))
+        mine, theirs = ([x] if isinstance(x, Tensor) else x for x in (s.blocks, t.blocks))
+        one, two = stages_of(mine, theirs)
         if self.pooled:
             one.append(spatial(s.embedding, "reviewkd fuses maps"))
             two.append(spatial(t.embedding, "reviewkd fuses maps"))
@@ -178,8 +182,7 @@ class ReviewKD(Objective):
         if not self.review:
             return nn.Module()
         one, two = self._stages(s, t)
-        width, last = min(self.width, one[-1].shape[1]), len(one) - 1
-        draws = rng("fusions")
+        width, last, draws = min(self.width, one[-1].shape[1]), len(one) - 1, rng("fusions")
         return nn.ModuleList(
             ABF(x.shape[1], width, y.shape[1], self.fuse == "attention" and k < last, draws)
             for k, (x, y) in enumerate(zip(one, two, strict=True))

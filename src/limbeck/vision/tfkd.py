@@ -33,8 +33,8 @@ CARD = Card(
     world="digits(teacher='none')",
     stages=("alone", "student"),
     tiny={},
-    departs="The KL divergence is summed over classes, as the paper's is; the authors' code averages "
-    "over them and multiplies by a number for each network, which here is a part of `tfkd`. The "
+    departs="The KL divergence is summed over classes, as the paper's is; the authors' code "
+    "averages over them and multiplies by a number for each network, which here is in `tfkd`. The "
     "softening of the made teacher, and the student's temperature beside it, are the code's; the "
     "paper's formula divides the student's logits too, which is both=True, times tau^2. A teacher "
     "that the user gives is taken for the trained student.",
@@ -42,7 +42,7 @@ CARD = Card(
 
 
 def made(y: Tensor, classes: int, a: float = 0.99) -> Tensor:
-    """log p^d: p^d is a for the true class and (1 - a) / (C - 1) for each other one.
+    """Log of p^d, which is a for the true class and (1 - a) / (C - 1) for each other one.
 
     Shapes: y (B,) classes -> (B, C), C = classes.
     """

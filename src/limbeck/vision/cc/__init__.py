@@ -101,7 +101,7 @@ class CC(Objective):
     label: float = number(0.0, least=0)
     kd: float = number(1.0, least=0)
     tau: float = number(4.0, above=0)
-    cc: float = number(100.0, least=0)
+    cc: float = number(10.0, least=0)
     kernel: Kernel = "gaussian"
     gamma: float = number(0.4, above=0)
     order: int = number(2, least=0)

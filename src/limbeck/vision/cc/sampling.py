@@ -40,8 +40,8 @@ class Grouped(Epochs):
     ) -> None:
         super().__init__(source, name, workers)
         order = groups.argsort(stable=True)
-        counts = groups.unique(return_counts=True)[1]
-        self.members, self.each = torch.split(order, counts.tolist()), each
+        counts = [n for n in torch.bincount(groups).tolist() if n]
+        self.members, self.each = torch.split(order, counts), each
 
     def numbers(self, clock: Clock, draw: int, n: int) -> tuple[int, Tensor]:
         epoch, draws = draw // self.per_epoch(clock.batch), generator(clock.seed, draw, "groups")
