@@ -36,6 +36,7 @@ CLASSICS = [
     "ickd",
     "tfkd",
     "dml",
+    "sskd",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}

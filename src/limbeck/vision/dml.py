@@ -113,7 +113,7 @@ class Cohort(Objective):
         """The terms of the network whose turn it is, or of all together."""
         together, zs = self.m.update_in == "together", dict[str, Tensor]()
         for name in ("student", *parts):
-            network = parts[name] if name in parts else s.model
+            network = s.model if name == "student" else parts[name]
             if together or name == clock.phase:
                 zs[name] = self._logits(network, name, s, batch)
             else:
