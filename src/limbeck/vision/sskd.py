@@ -58,7 +58,7 @@ def turned(x: Tensor) -> Tensor:
 
 def views_of(x: Tensor) -> Tensor:
     """The rows of x that belong to turned pictures: (4 B, ...) -> (3 B, ...)."""
-    return x.unflatten(0, (-1, 4))[:, 1:].flatten(0, 1)
+    return x.reshape(-1, 4, *x.shape[1:])[:, 1:].flatten(0, 1)
 
 
 def likeness(z: Tensor) -> Tensor:
