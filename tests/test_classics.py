@@ -42,6 +42,7 @@ CLASSICS = [
     "tfkd",
     "ofd",
     "dml",
+    "sskd",
 ]
 TEXTS = {"key", "title", "ref", "room", "mechanism", "small_demo", "paper_result", "pitfalls"}
 LISTS = {"kind", "parts", "exact_checks", "disagree", "unsure"}

@@ -15,7 +15,7 @@ from limbeck.bench.worlds._models import CNN, ViT
 from limbeck.core.data import Batch
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
-from limbeck.vision._kit.stages import unit
+from limbeck.vision._kit.maps import unit
 from limbeck.vision.nst import NST, gaussian_mmd, mmd
 
 pytestmark = pytest.mark.xdist_group("nst")

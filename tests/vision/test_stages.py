@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from limbeck.errors import UsageError
-from limbeck.vision._kit.stages import connector, paired, shares, unit, wide
+from limbeck.vision._kit.maps import unit, wide
+from limbeck.vision._kit.stages import connector, paired, shares
 
 G = torch.Generator().manual_seed(5)
 

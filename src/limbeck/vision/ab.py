@@ -18,9 +18,9 @@ from limbeck.core.run import current, rng
 from limbeck.core.task import Task
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
-from limbeck.vision._kit.maps import alike
+from limbeck.vision._kit.maps import alike, wide
 from limbeck.vision._kit.prerelu import before_relu
-from limbeck.vision._kit.stages import connector, paired, shares, wide
+from limbeck.vision._kit.stages import connector, paired, shares
 
 CARD = Card(
     key="ab",

@@ -16,8 +16,8 @@ from limbeck.core.method import Clock, Objective, Rng, number
 from limbeck.core.objectives import ramp
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
-from limbeck.vision._kit.maps import alike
-from limbeck.vision._kit.stages import paired, unit, wide
+from limbeck.vision._kit.maps import alike, unit, wide
+from limbeck.vision._kit.stages import paired
 
 CARD = Card(
     key="at",

@@ -19,7 +19,7 @@ from limbeck.core.task import Task
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
 from limbeck.vision._kit.layers import Fitted, Layers, layers, same_channels
-from limbeck.vision._kit.stages import wide
+from limbeck.vision._kit.maps import wide
 
 CARD = Card(
     key="fsp",

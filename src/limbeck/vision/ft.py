@@ -20,8 +20,7 @@ from limbeck.core.run import current
 from limbeck.core.task import Task
 from limbeck.core.updates import Phase
 from limbeck.core.views import Side
-from limbeck.vision._kit.maps import alike, spatial
-from limbeck.vision._kit.stages import unit, wide
+from limbeck.vision._kit.maps import alike, spatial, unit, wide
 
 CARD = Card(
     key="ft",

@@ -18,7 +18,7 @@ from limbeck.core.method import Clock, Facts, Objective, number
 from limbeck.core.updates import Gradients, Join, Phase, all_added
 from limbeck.core.views import Side
 from limbeck.vision._kit.layers import Fitted, Layers, layers, same_channels
-from limbeck.vision._kit.stages import wide
+from limbeck.vision._kit.maps import wide
 
 CARD = Card(
     key="kdsvd",

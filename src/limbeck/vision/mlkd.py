@@ -15,6 +15,7 @@ from limbeck.core.losses.divergences import check_classes, kl
 from limbeck.core.method import Clock, Objective, number
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
+from limbeck.vision._kit.maps import wide
 from limbeck.vision._kit.strong import DRAWS, strong
 
 CARD = Card(
@@ -39,11 +40,6 @@ EXEMPT = {
     "accumulate": "it relates the samples of a micro-batch; pairs across two are not seen",
     "doubled": "squares of all pairs of samples are divided by their number once, as in the paper",
 }
-
-
-def wide(z: Tensor) -> Tensor:
-    """Logits z in float32 where they are narrower."""
-    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def upto_median(c: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from limbeck.core.data import Batch
 from limbeck.core.losses.divergences import kl
 from limbeck.core.method import Clock, Objective, number
 from limbeck.core.views import Side
-from limbeck.vision._kit.maps import alike
-from limbeck.vision._kit.stages import paired, unit
+from limbeck.vision._kit.maps import alike, unit
+from limbeck.vision._kit.stages import paired
 
 CARD = Card(
     key="nst",

@@ -20,9 +20,9 @@ from limbeck.core.run import current, rng, stage
 from limbeck.core.task import Task
 from limbeck.core.teachers import Frozen
 from limbeck.core.views import Side
-from limbeck.vision._kit.maps import alike, spatial
+from limbeck.vision._kit.maps import alike, spatial, wide
 from limbeck.vision._kit.prerelu import before_relu
-from limbeck.vision._kit.stages import connector, depths, paired, shares, wide
+from limbeck.vision._kit.stages import connector, depths, paired, shares
 
 CARD = Card(
     key="ofd",

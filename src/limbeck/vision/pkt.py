@@ -15,7 +15,8 @@ from limbeck.core.losses.divergences import kl
 from limbeck.core.method import Clock, Objective, number
 from limbeck.core.views import Side
 from limbeck.vision._kit.classes import class_numbers
-from limbeck.vision._kit.grams import products, samples, unit
+from limbeck.vision._kit.grams import products, samples
+from limbeck.vision._kit.maps import unit
 
 CARD = Card(
     key="pkt",

@@ -16,8 +16,7 @@ from limbeck.core.losses.divergences import kl
 from limbeck.core.method import Clock, Facts, Objective, number
 from limbeck.core.views import Side
 from limbeck.vision._kit.layers import layers
-from limbeck.vision._kit.maps import alike
-from limbeck.vision._kit.stages import wide
+from limbeck.vision._kit.maps import alike, wide
 
 CARD = Card(
     key="vid",

@@ -9,22 +9,11 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import UsageError
-from limbeck.vision._kit.maps import spatial
+from limbeck.vision._kit.maps import spatial, unit, wide
 
-__all__ = ["Norm", "gram", "layers", "products", "samples", "unit", "wide"]
+__all__ = ["Norm", "gram", "layers", "products", "samples"]
 
 Norm = Literal["rows", "matrix", "none"]
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half precision x as float32; what is wider stays as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def unit(x: Tensor, dims: int | tuple[int, ...] = -1) -> Tensor:
-    """X / |x| along dims; zero, without gradient, where x is zero."""
-    length: Tensor = x.norm(dim=dims, keepdim=True)
-    return x / length.where(length > 0, torch.inf)
 
 
 def products(x: Tensor) -> Tensor:

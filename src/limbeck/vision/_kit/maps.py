@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.errors import UsageError
 from limbeck.vision._kit.patches import leading
 
-__all__ = ["alike", "spatial"]
+__all__ = ["alike", "spatial", "unit", "wide"]
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision x as float32; what is wider stays as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def unit(x: Tensor, dims: int | tuple[int, ...] = -1) -> Tensor:
+    """X / |x| along dims; zero, without gradient, where x is zero."""
+    length: Tensor = x.norm(dim=dims, keepdim=True)
+    return x / length.where(length > 0, torch.inf)
 
 
 def spatial(x: Tensor, does: str) -> Tensor:

@@ -7,20 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from limbeck.vision._kit.maps import spatial
+from limbeck.vision._kit.maps import spatial, wide
 
-__all__ = ["connector", "depths", "paired", "shares", "unit", "wide"]
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half precision x as float32; what is wider stays as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def unit(x: Tensor) -> Tensor:
-    """X / |x| along the last dimension; zero, without gradient, where x is zero. (..., D)."""
-    length: Tensor = x.norm(dim=-1, keepdim=True)
-    return x / length.where(length > 0, torch.inf)
+__all__ = ["connector", "depths", "paired", "shares"]
 
 
 def paired(

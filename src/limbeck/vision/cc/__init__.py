@@ -17,7 +17,8 @@ from limbeck.core.method import Clock, Objective, Result, number
 from limbeck.core.run import current
 from limbeck.core.task import Task
 from limbeck.core.views import Side
-from limbeck.vision._kit.grams import products, samples, unit
+from limbeck.vision._kit.grams import products, samples
+from limbeck.vision._kit.maps import unit
 from limbeck.vision.cc.sampling import Grouped, groups_of
 
 CARD = Card(
