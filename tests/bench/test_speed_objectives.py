@@ -12,7 +12,10 @@ from limbeck.registry import cards
 
 pytestmark = pytest.mark.xdist_group("speed_objectives")
 TINY = objectives.Sizes(batch=6, classes=10, width=16, grid=4, samples=40, labels=3)
-NOT = {"e2kd", "masked_counterfactual_ft", "mekd", "takd", "tgeo_kd"}
+NOT = {
+    *("ab", "dml", "e2kd", "fsp", "ft", "masked_counterfactual_ft", "mekd", "mlkd", "ofd", "simkd"),
+    *("sskd", "takd", "tgeo_kd"),
+}
 
 
 def desk(name: str) -> objectives.Desk:

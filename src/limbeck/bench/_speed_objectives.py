@@ -28,6 +28,13 @@ CLOCK = Clock(0, "fit", 0, 10, 5)
 SECONDS, MOST = 0.3, 20  # of one objective, and runs of each of its ways at most
 # What cannot be measured on fixed tensors, beside what looks at models again or at their weights.
 NAMED = {
+    "ab": "its stages are read before their ReLU, which modules must have",
+    "dml": "it goes through peers, which are networks",
+    "fsp": "its first stage, of layers alone, is a fit of its own",
+    "ft": "its student's stage goes through a paraphraser that a first stage trains",
+    "ofd": "its stages are read before their ReLU, which modules must have",
+    "simkd": "it takes the teacher's classifier, which a tap must name",
+    "sskd": "it turns pictures, and has heads that a first stage trains",
     "mekd": "its terms go through a generator and a critic of its own",
     "takd": "it minimises what kd does, at each edge of its chain",
 }
@@ -75,6 +82,8 @@ def stages_of(key: str, method: Method, sizes: Sizes) -> dict[str, Objective]:
         "churn_distill": lambda: {"": file.Mixed(0.5, 0.5)},
         "fitnets": lambda: {name: file.Stage(name, m) for name in ("hint", "kd")},
         "l2d": lambda: {"": file.Labelled(m.label, m.mld, m.cd, m.id)},
+        "pad": lambda: {name: file.Stage(name, m) for name in ("l2", "pad")},
+        "tfkd": lambda: {"": file.Taught(m)},
         "nd_loss": lambda: {"": file.Added(m, sizes.draw("means", sizes.classes, sizes.width))},
     }
     if key not in known:

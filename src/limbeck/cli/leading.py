@@ -81,8 +81,7 @@ def _show(keys: list[str], cell: str | None, kind: str | None) -> int:
         raise UsageError(f"no kind is called {kind!r}{nearest(kind, KINDS)}")
     told = standings()
     if not told:
-        print("the grid has not run; run it with: limbeck leaderboard --run", file=sys.stderr)
-        return 1
+        raise UsageError("the grid has not run; run it with: limbeck leaderboard --run")
     known = [row["key"] for row in told["methods"]]
     for key in keys:
         if key not in known:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from limbeck import registry
 from limbeck.cli import _flags as flags
 from limbeck.cli import _tasks as tasks
 from limbeck.cli._parser import Parser
@@ -83,10 +84,11 @@ def _evidence(kind: str, task: Task) -> list[Advice]:
     from limbeck.report.leaderboard import standings
     from limbeck.report.trials import all_told
 
-    if kind != "classes":
-        return advice.of_trials(kind, all_told())
-    told = standings()
-    return advice.of_grid(told, all_told(), _across(task)) if told else []
+    told = standings() if kind == "classes" else {}
+    if told:
+        return advice.of_grid(told, all_told(), _across(task))
+    found = advice.of_trials(kind, all_told())
+    return [one for one in found if registry.find(one.key).card.gives == "model"]
 
 
 def _across(task: Task) -> bool:
@@ -131,9 +133,9 @@ def _command(one: Advice, argv: Sequence[str]) -> str:
 def _tell(kind: str) -> None:
     from limbeck.report.leaderboard import standings
 
-    if kind != "classes":
+    if kind != "classes" or not (found := standings()):
         return
-    told = standings()["advice"]
+    told = found["advice"]
     lost = {k: 100 * told[k] for k in ("suggested", "kd", "random")}
     print(
         f"How good such advice is: on tasks of the grid that it had not seen, its first method was "

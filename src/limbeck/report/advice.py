@@ -1,8 +1,7 @@
 """Which methods are worth trying on a task, by the leaderboard and the trials; no torch.
 
-Of a task with classes the leaderboard ranks what may run: by its mean difference to KD, for the
-pairs that are like the task's where that was found to advise better (`measured`). Of other tasks
-only trials on a world of the same kind can say anything.
+Of a task with classes the leaderboard ranks what may run, by its mean difference to KD. Of other
+tasks, and where the grid has not run, trials on a world of the same kind say which claims hold.
 """
 
 from __future__ import annotations
@@ -18,13 +17,15 @@ __all__ = ["KINDS_OF_WORLDS", "Advice", "measured", "of_grid", "of_trials"]
 KINDS_OF_WORLDS = {
     "bags": "labels of bags of instances",
     "charlm": "next tokens",
+    "digits": "classes",
+    "fashion": "classes",
     "glosscls": "next tokens",
     "markov": "next tokens",
     "masklm": "hidden tokens",
     "multilabel": "several labels of a sample",
     "transduce": "texts for texts",
 }
-"""What is learned in worlds that are no plain classes."""
+"""What is learned in worlds whose trials say something of tasks of the same kind."""
 
 Told = Mapping[str, Any]
 
