@@ -54,7 +54,11 @@ class Cell:
 
 
 _PAIRS = {
-    "thinner": ("cnn-large", "cnn-small", "the same family, an eighth as wide"),
+    "thinner": (
+        "cnn-large",
+        "cnn-small",
+        "the same family, 4, 6 and 8 channels for 32, 64 and 128",
+    ),
     "shallower": ("resnet-large", "resnet-small", "7 layers for 13, a quarter as wide"),
     "across": ("cnn-large", "vit-small", "a transformer taught by a convolutional network"),
 }

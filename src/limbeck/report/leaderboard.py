@@ -35,7 +35,7 @@ def caption(told: Told) -> str:
         f"Accuracy on test less KD's, in points: means of seeds {first} to {first + many - 1}, the "
         "same student's start and order of data for all methods of a seed, with the 95 % interval. "
         "Small tasks: 500 labelled digits of 8x8 pixels and 4,000 pictures of clothes of 14x14, "
-        "students of about 1,000 to 9,000 parameters, runs of a few seconds. In each cell up to "
+        "students of 800 to 5,600 parameters, runs of a few seconds. In each cell up to "
         "four settings of a method were tried on valid with one other seed, those of KD and of "
         "labels alone too. A dot marks methods whose interval reaches that of the best: this grid "
         "cannot tell them apart. The best of so many is in part lucky. Time and memory are those "
