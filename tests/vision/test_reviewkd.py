@@ -15,7 +15,7 @@ from limbeck.core.method import Clock, Facts
 from limbeck.core.task import Budget, Optimiser, Task
 from limbeck.errors import UsageError
 from limbeck.registry import make
-from limbeck.vision.reviewkd import ABF, ReviewKD, hcl, reviewed, stages_of
+from limbeck.vision.reviewkd import ABF, ReviewKD, hcl, reviewed
 
 pytestmark = pytest.mark.xdist_group("reviewkd")
 
@@ -202,9 +202,14 @@ def test_channels_inside_are_the_students_deepest_up_to_a_bound() -> None:
 # --- stages ---------------------------------------------------------------------------------------
 
 
+def stages(s: list[Tensor], t: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    sides = (SimpleNamespace(blocks=blocks) for blocks in (s, t))
+    return ReviewKD(pooled=False)._stages(*sides)  # type: ignore[arg-type]
+
+
 def test_the_side_with_more_stages_gives_those_at_the_same_depth() -> None:
     many = [torch.full((1, 2), float(k)) for k in range(12)]
-    one, two = stages_of(many, many[:3])
+    one, two = stages(many, many[:3])
     assert [float(x.flatten()[0]) for x in one] == [3, 7, 11]
     assert [float(x.flatten()[0]) for x in two] == [0, 1, 2]
     assert all(x.shape == (1, 2, 1, 1) for x in one)
@@ -226,7 +231,7 @@ def test_any_pair_of_architectures(student: type, teacher: type) -> None:
 
 def test_other_stages_are_refused() -> None:
     with pytest.raises(UsageError, match="reviewkd fuses maps"):
-        stages_of([draw(2, 3, 4, 4, 4)], [draw(2, 3, 4, 4)])
+        stages([draw(2, 3, 4, 4, 4)], [draw(2, 3, 4, 4)])
 
 
 # --- the terms ------------------------------------------------------------------------------------

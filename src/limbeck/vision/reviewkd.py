@@ -18,6 +18,7 @@ from limbeck.core.run import rng
 from limbeck.core.views import Side
 from limbeck.errors import UsageError
 from limbeck.vision._kit.maps import spatial
+from limbeck.vision._kit.stages import paired
 
 CARD = Card(
     key="reviewkd",
@@ -55,21 +56,6 @@ def hcl(o: Tensor, t: Tensor, levels: Sequence[int] = (4, 2, 1)) -> Tensor:
             total = total + weight * F.mse_loss(one, two)
             weights += weight
     return total / weights
-
-
-def stages_of(
-    s: Sequence[Tensor], t: Sequence[Tensor], does: str = "reviewkd fuses maps"
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Both sides' stages s and t as maps, from first to last, equally many.
-
-    `does` begins the sentence for what is no map. Where one side has more, those at the same share
-    of its depth are taken; the last always are.
-    """
-    n = min(len(s), len(t))
-    one, two = (
-        [spatial(x[-(-k * len(x) // n) - 1], does) for k in range(1, n + 1)] for x in (s, t)
-    )
-    return one, two
 
 
 class ABF(nn.Module):
@@ -170,8 +156,8 @@ class ReviewKD(Objective):
 
     def _stages(self, s: Side, t: Side) -> tuple[list[Tensor], list[Tensor]]:
         """Both sides' stages as maps."""
-        mine, theirs = ([x] if isinstance(x, Tensor) else x for x in (s.blocks, t.blocks))
-        one, two = stages_of(mine, theirs)
+        pairs = paired(s.blocks, t.blocks, "reviewkd fuses maps")
+        one, two = [a for a, _ in pairs], [b for _, b in pairs]
         if self.pooled:
             one.append(spatial(s.embedding, "reviewkd fuses maps"))
             two.append(spatial(t.embedding, "reviewkd fuses maps"))
